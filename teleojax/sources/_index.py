@@ -1,0 +1,98 @@
+"""What a source is: tensors with a name, a type and a place, and storages to read their bytes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor of a source: what it is and where its bytes lie. No values are read to make one.
+
+    `dtype` is the NumPy / ml_dtypes name ("float32", "bfloat16", "float8_e4m3fn", "int64", ...).
+    `storage` names the storage that holds the values, contiguous in C order and little-endian, from byte
+    `offset` on. `skip` says why the tensor cannot be measured ("integer type int64", "empty"); None if it can.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    storage: str
+    offset: int
+    nbytes: int
+    skip: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of values: the product of the shape, 1 for a scalar."""
+        return math.prod(self.shape)
+
+
+class Storage(Protocol):
+    """The bytes of one file, pipe, archive member or array, read in windows of rising offset.
+
+    `mapped` is True when `window` returns a view of memory that already exists and no buffer is needed.
+    `size` is the number of readable bytes, None when it is unknown until the end is reached (a pipe).
+    """
+
+    mapped: bool
+    size: int | None
+
+    def window(self, start: int, stop: int, buffer: np.ndarray | None) -> np.ndarray:
+        """Bytes [start, stop) as a uint8 array of that length.
+
+        A mapped storage returns a view and ignores `buffer`. Any other storage fills `buffer` (uint8, at least
+        stop - start long) and returns its front; bytes before the position already reached are left as they are, and
+        windows must come in rising order. Raises CorruptInputError when the bytes end early.
+        """
+        ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Tensors that can be measured. `storages` lists the storages in reading order."""
+
+    name: str
+    specs: tuple[TensorSpec, ...]
+    storages: tuple[str, ...]
+
+    def open(self, storage: str) -> AbstractContextManager[Storage]:
+        """Open one storage for one pass. Raises InputError when it cannot be opened."""
+        ...
+
+
+FLOAT_DTYPES = frozenset(
+    {
+        "float64",
+        "float32",
+        "float16",
+        "bfloat16",
+        "float8_e4m3fn",
+        "float8_e4m3fnuz",
+        "float8_e5m2",
+        "float8_e5m2fnuz",
+    }
+)  # the types whose values are read as they are; anything else is skipped with its reason
+
+
+def skip_reason(dtype: str, shape: tuple[int, ...]) -> str | None:
+    """Why a tensor of this type and shape cannot be measured, or None if it can."""
+    if dtype.startswith(("int", "uint")):
+        return f"integer type {dtype}"
+    if dtype not in FLOAT_DTYPES:
+        return f"type {dtype} is not a real floating-point type"
+    if math.prod(shape) == 0:
+        return "empty"
+    return None
+
+
+def by_storage(specs: tuple[TensorSpec, ...], storage: str) -> Iterator[TensorSpec]:
+    """The measurable tensors of one storage, in file order."""
+    mine = (s for s in specs if s.storage == storage and s.skip is None)
+    yield from sorted(mine, key=lambda s: (s.offset, s.name))

@@ -1,0 +1,119 @@
+"""Storages: a memory-mapped file, a forward-only stream, an array in memory."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from teleojax._errors import CorruptInputError, InputError
+
+SKIP_BYTES = 1 << 20  # a gap in a stream is read and dropped in pieces of this size
+
+
+class MappedFile:
+    """A regular file mapped read-only: windows are views of the page cache, nothing is copied."""
+
+    mapped = True
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as f:
+                self.size = f.seek(0, 2)
+                self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if self.size else None
+        except OSError as e:
+            raise InputError(
+                path, found=e.strerror or str(e), needed="a readable file", remedy="Check the path and its permissions."
+            ) from e
+        self._bytes = np.frombuffer(self._map, np.uint8) if self._map is not None else np.empty(0, np.uint8)
+
+    def __enter__(self) -> MappedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Drop this object's hold on the map; it closes when the last view of it goes."""
+        self._bytes, self._map = np.empty(0, np.uint8), None
+
+    def window(self, start: int, stop: int, buffer: np.ndarray | None) -> np.ndarray:  # noqa: ARG002
+        """A view of bytes [start, stop)."""
+        if stop > self.size:
+            raise CorruptInputError(
+                self.path,
+                found=f"{self.size} bytes",
+                needed=f"{stop} bytes",
+                remedy="The file is truncated: copy or download it again.",
+            )
+        return self._bytes[start:stop]
+
+
+class Stream:
+    """A forward-only stream of bytes (a pipe, a compressed archive member): never seeks, holds nothing back."""
+
+    mapped = False
+    size = None
+
+    def __init__(self, file: BinaryIO, name: str, position: int) -> None:
+        self._file, self._name, self._position = file, name, position
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the underlying file to whoever opened it."""
+
+    def window(self, start: int, stop: int, buffer: np.ndarray | None) -> np.ndarray:
+        """Read bytes [start, stop) into `buffer`; what lies before the present position is left as it was."""
+        if buffer is None:
+            raise TypeError("a stream needs a buffer to read into")
+        scratch = memoryview(bytearray(min(SKIP_BYTES, max(0, start - self._position))))
+        while self._position < start:
+            self._fill(scratch[: min(len(scratch), start - self._position)])
+        out = buffer[: stop - start]
+        if stop > self._position:
+            self._fill(memoryview(out)[self._position - start :])
+        return out
+
+    def _fill(self, view: memoryview) -> None:
+        want = self._position + len(view)
+        while len(view):
+            try:
+                got = self._file.readinto(view)  # pyright: ignore[reportAttributeAccessIssue]
+            except Exception as e:  # a decompressor raises its own kinds (zlib.error, BadZipFile, OSError)
+                raise CorruptInputError(
+                    self._name,
+                    found=f"an error after {self._position} bytes ({e})",
+                    needed=f"at least {want} bytes",
+                    remedy="The stream is damaged: make or fetch it again.",
+                ) from e
+            if not got:
+                raise CorruptInputError(
+                    self._name,
+                    found=f"the end after {self._position} bytes",
+                    needed=f"at least {want} bytes",
+                    remedy="The stream was cut short: run the command that feeds it again.",
+                )
+            self._position += got
+            view = view[got:]
+
+
+class Memory:
+    """The bytes of an array that is already in memory."""
+
+    mapped = True
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._bytes = array.reshape(-1).view(np.uint8)
+        self.size = self._bytes.size
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to close."""
+
+    def window(self, start: int, stop: int, buffer: np.ndarray | None) -> np.ndarray:  # noqa: ARG002
+        """A view of bytes [start, stop)."""
+        return self._bytes[start:stop]
