@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -96,3 +97,9 @@ def by_storage(specs: tuple[TensorSpec, ...], storage: str) -> Iterator[TensorSp
     """The measurable tensors of one storage, in file order."""
     mine = (s for s in specs if s.storage == storage and s.skip is None)
     yield from sorted(mine, key=lambda s: (s.offset, s.name))
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key that orders the numbers in names as numbers: layer.2 before layer.10."""
+    parts = re.split(r"(\d+)", name)
+    return tuple((1, int(p), "") if p.isdecimal() else (0, 0, p) for p in parts if p)

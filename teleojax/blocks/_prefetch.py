@@ -1,0 +1,74 @@
+"""Windows of a storage in memory, one after another: views of mapped memory, or buffers filled ahead by a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from teleojax.blocks._plan import GRID_BYTES, PREFETCH, Window
+from teleojax.sources import Storage
+
+ALIGNMENT = 64  # JAX copies host memory that is not aligned to it
+SLACK = 64  # an unaligned tensor reaches past a window's end by less than a value
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedWindow:
+    """A window with memory that holds it: `memory[0]` is byte `first_byte` of the storage, a multiple of GRID_BYTES.
+
+    Outside [window.start, window.stop) the memory may hold anything.
+    """
+
+    window: Window
+    first_byte: int
+    memory: np.ndarray
+
+    def bytes_of(self, start: int, stop: int) -> np.ndarray:
+        """Storage bytes [start, stop)."""
+        return self.memory[start - self.first_byte : stop - self.first_byte]
+
+    def rows(self, dtype: np.dtype, row: int) -> np.ndarray:
+        """All whole rows in memory as (rows, row) of an unsigned integer type; row 0 starts at `first_byte`."""
+        row_bytes = row * dtype.itemsize
+        n_rows = len(self.memory) // row_bytes
+        return self.memory[: n_rows * row_bytes].view(dtype).reshape(n_rows, row)
+
+
+def aligned_buffer(n_bytes: int) -> np.ndarray:
+    """Zeroed bytes at an aligned address."""
+    raw = np.zeros(n_bytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + n_bytes]
+
+
+def load_windows(storage: Storage, windows: Sequence[Window], length: int) -> Iterator[LoadedWindow]:
+    """The windows in order. Each is valid until the next is asked for.
+
+    A mapped storage yields views that reach back from the window's end to `length` bytes where the storage has them,
+    so that calls of one size serve the last window too. Any other is read ahead into PREFETCH buffers by one thread.
+    Raises what `Storage.window` raises, at the window that could not be read.
+    """
+    if storage.mapped:
+        for window in windows:
+            first = min(window.start, max(0, (window.stop - length) // GRID_BYTES * GRID_BYTES))
+            yield LoadedWindow(window, first, storage.window(first, window.stop, None))
+        return
+    longest = max(w.stop for w in windows) if len(windows) == 1 else length
+    buffers = [aligned_buffer(min(longest, length) + SLACK) for _ in range(min(PREFETCH, len(windows)))]
+
+    def fill(index: int) -> LoadedWindow:
+        window, buffer = windows[index], buffers[index % len(buffers)]
+        storage.window(window.start, window.stop, buffer)
+        return LoadedWindow(window, window.start, buffer)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="teleojax-read") as reader:
+        ahead = [reader.submit(fill, i) for i in range(len(buffers) - 1)]
+        for index in range(len(windows)):
+            # the buffer of the window before is free now: fill it while this one is worked on
+            following = index + len(buffers) - 1
+            if following < len(windows):
+                ahead.append(reader.submit(fill, following))
+            yield ahead.pop(0).result()

@@ -1,0 +1,4 @@
+"""The only room that jits, shards and folds."""
+
+from teleojax.engine._measure import Measured as Measured
+from teleojax.engine._measure import measure as measure

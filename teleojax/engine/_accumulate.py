@@ -1,0 +1,117 @@
+"""Accumulators: the partial statistics of one tensor while its pieces go by, and what they become at its end.
+
+Which one a tensor gets depends on its type and size alone, so any split of the work gives the same numbers:
+up to EXACT_SIZE values are kept whole; 8- and 16-bit types are counted pattern by pattern, and everything follows from
+the counts; larger float32 tensors sum rows in the fast kernel beside coarse counts; larger float64 ones go with care.
+
+All take `add_values(bits, row)`: values as bit patterns that begin in grid row `row`. Where `n_bits` is not 0, whole rows
+come instead as `add_counts` of their leading bits, counted on the device, and RowsAndCounts gets their `add_rows` too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from teleojax.blocks import BLOCK_ROWS
+from teleojax.sources import TensorSpec
+from teleojax.stats import BitHistogram, Partials, TensorStats, careful_moments
+from teleojax.stats._bithist import COARSE_DROP, EXACT_SIZE, float_dtype, magnitude_mask, pattern_dtype
+
+
+class WholeTensor:
+    """A small tensor, kept until it is complete: every bit of it enters the histogram."""
+
+    n_bits = 0
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self._dtype = spec.dtype
+        self._pieces: list[np.ndarray] = []
+
+    def add_values(self, bits: np.ndarray, row: int) -> None:  # noqa: ARG002
+        """Values of the tensor, as bit patterns."""
+        self._pieces.append(bits.copy())
+
+    def finish(self) -> TensorStats:
+        """The statistics of all that was added."""
+        bits = np.concatenate(self._pieces)
+        values = bits.view(float_dtype(self._dtype))
+        magnitude = bits[np.isfinite(values) & (values != 0)] & bits.dtype.type(magnitude_mask(self._dtype))
+        return TensorStats(careful_moments(values), BitHistogram.from_keys(self._dtype, 0, magnitude))
+
+
+class PatternCounts:
+    """An 8- or 16-bit tensor: counts of every bit pattern are all there is to know."""
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self._dtype = spec.dtype
+        self.n_bits = 8 * pattern_dtype(spec.dtype).itemsize
+        self._counts = np.zeros(1 << self.n_bits, np.int64)
+
+    def add_values(self, bits: np.ndarray, row: int) -> None:  # noqa: ARG002
+        """Values of the tensor, as bit patterns."""
+        np.add.at(self._counts, bits, 1)
+
+    def add_counts(self, counts: np.ndarray) -> None:
+        """Counts of the leading `n_bits` bits of some whole rows."""
+        self._counts += counts
+
+    def finish(self) -> TensorStats:
+        """The statistics of all that was added."""
+        return TensorStats.from_pattern_counts(self._dtype, self._counts)
+
+
+class RowsAndCounts:
+    """A large float32 or float64 tensor: row partials, merged block by block, beside counts of the leading bits."""
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self._dtype = spec.dtype
+        self._drop = COARSE_DROP[spec.dtype]
+        width = 8 * pattern_dtype(spec.dtype).itemsize
+        self.n_bits = width - self._drop if spec.dtype == "float32" else 0
+        self._counts = np.zeros(1 << (width - self._drop), np.int64)
+        self._rows: list[np.ndarray] = []
+        self._partials: list[Partials] = []
+
+    def add_values(self, bits: np.ndarray, row: int) -> None:
+        """Values of the tensor, as bit patterns."""
+        np.add.at(self._counts, bits >> bits.dtype.type(self._drop), 1)
+        self.add_careful_row(bits, row)
+
+    def add_careful_row(self, bits: np.ndarray, row: int) -> None:
+        """The moments alone of values in grid row `row`; their counts come, or came, another way."""
+        self.add_rows(np.asarray([row]), careful_moments(bits.view(float_dtype(self._dtype))).as_partials())
+
+    def add_counts(self, counts: np.ndarray) -> None:
+        """Counts of the leading `n_bits` bits of some whole rows."""
+        self._counts += counts
+
+    def add_rows(self, rows: np.ndarray, partials: Partials) -> None:
+        """Moments of whole rows, with the rows' numbers on the grid."""
+        self._rows.append(rows)
+        self._partials.append(partials)
+
+    def finish(self) -> TensorStats:
+        """The statistics of all that was added."""
+        rows = np.concatenate(self._rows)
+        order = np.argsort(rows, kind="stable")  # fragments of one row were added in rising order
+        partials, blocks = Partials.concatenate(self._partials).take(order), rows[order] // BLOCK_ROWS
+        moments = partials.combine(np.flatnonzero(np.diff(blocks, prepend=-1))).total()
+        counts = self._counts.reshape(2, -1).sum(axis=0)  # both signs
+        counts[0] -= moments.n_zero
+        counts[self._first_nonfinite :] = 0
+        return TensorStats(moments, BitHistogram.from_dense(self._dtype, self._drop, counts))
+
+    @property
+    def _first_nonfinite(self) -> int:
+        infinity = np.asarray(np.inf, self._dtype).view(pattern_dtype(self._dtype))
+        return int(infinity) >> self._drop
+
+
+Accumulator = WholeTensor | PatternCounts | RowsAndCounts
+
+
+def accumulator(spec: TensorSpec) -> Accumulator:
+    """The accumulator for a tensor of this type and size."""
+    if pattern_dtype(spec.dtype).itemsize <= 2:
+        return PatternCounts(spec)
+    return WholeTensor(spec) if spec.size <= EXACT_SIZE else RowsAndCounts(spec)

@@ -1,0 +1,156 @@
+"""`measure`: one pass over a source -> the statistics of every tensor."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from teleojax._errors import InputError, UsageError
+from teleojax.blocks import load_windows, plan_windows, window_bytes
+from teleojax.engine._accumulate import Accumulator, accumulator
+from teleojax.engine._window import accumulate_window
+from teleojax.sources import Source, TensorSpec, by_storage, natural_key, open_source
+from teleojax.stats import TensorStats
+
+
+@dataclass(frozen=True, slots=True)
+class Measured(Mapping[str, TensorStats]):
+    """Tensor name -> TensorStats, in natural order of the names (layer.2 before layer.10).
+
+    `specs` holds every tensor of the source, measured or not; `skipped` and `failed` say of the others why not.
+    """
+
+    source: str
+    specs: dict[str, TensorSpec]
+    stats: dict[str, TensorStats]
+    skipped: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def __getitem__(self, name: str) -> TensorStats:
+        try:
+            return self.stats[name]
+        except KeyError:
+            why = self.skipped.get(name) or self.failed.get(name)
+            raise KeyError(f"{name}: not measured ({why})" if why else name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stats)
+
+    def __len__(self) -> int:
+        return len(self.stats)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all measured tensors."""
+        return sum(self.specs[name].nbytes for name in self.stats)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which tensors to measure: names that `include` matches and `exclude` does not, of at least `min_size` values."""
+
+    include: str | None = None
+    exclude: str | None = None
+    min_size: int = 0
+
+    def reason(self, spec: TensorSpec) -> str | None:
+        """Why a tensor is left out, or None."""
+        if spec.skip is not None:
+            return spec.skip
+        if self.include is not None and not _pattern("include", self.include).search(spec.name):
+            return f"filtered: include {self.include!r} does not match"
+        if self.exclude is not None and _pattern("exclude", self.exclude).search(spec.name):
+            return f"filtered: exclude {self.exclude!r} matches"
+        if spec.size < self.min_size:
+            return f"filtered: {spec.size} values, fewer than {self.min_size}"
+        return None
+
+
+def _pattern(option: str, expression: str) -> re.Pattern[str]:
+    try:
+        return re.compile(expression)
+    except re.error as e:
+        raise UsageError(
+            option, found=f"{expression!r} ({e})", needed="a Python regular expression", remedy="Correct the pattern."
+        ) from e
+
+
+def measure(
+    target: Any,
+    *,
+    include: str | None = None,
+    exclude: str | None = None,
+    min_size: int = 0,
+    budget_bytes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Measured:
+    """Read every selected parameter once: LogMoments and BitHistogram of each tensor.
+
+    `target` is a path, a list of paths, "-" (a safetensors stream on standard input), any pytree of NumPy or JAX
+    arrays, or a Source. `include` and `exclude` are regular expressions searched for in tensor names. `budget_bytes`
+    bounds the memory held for reading; the numbers do not depend on it. `progress(done, total)` is called with bytes.
+
+    Integer, empty and filtered tensors are listed under `skipped`. When a storage ends early or breaks, the tensors
+    read whole before that are kept and the others listed under `failed`; if nothing at all could be measured the error
+    is raised. Raises InputError and CorruptInputError for a source that cannot be read, UsageError for a bad pattern or
+    a budget too small.
+    """
+    start = time.perf_counter()
+    length = window_bytes(budget_bytes)
+    select = Selection(include, exclude, min_size)
+    source: Source = open_source(target)
+    specs = {s.name: s for s in sorted(source.specs, key=lambda s: natural_key(s.name))}
+    skipped = {name: reason for name, s in specs.items() if (reason := select.reason(s)) is not None}
+    wanted = tuple(s for s in source.specs if s.name not in skipped)
+    total, done = sum(s.nbytes for s in wanted), 0
+    stats: dict[str, TensorStats] = {}
+    failed: dict[str, str] = {}
+    error: InputError | None = None
+    with ThreadPoolExecutor(_cores(), thread_name_prefix="teleojax-count") as threads:
+        for storage in source.storages:
+            mine = tuple(by_storage(wanted, storage))
+            if not mine:
+                continue
+            try:
+                for finished, n_bytes in _measure_storage(source, storage, mine, length, threads):
+                    stats.update(finished)
+                    done += n_bytes
+                    if progress is not None:
+                        progress(done, total)
+            except InputError as e:
+                error = e
+                failed |= {s.name: str(e) for s in mine if s.name not in stats}
+    if error is not None and not stats:
+        raise error
+    ordered = {name: stats[name] for name in specs if name in stats}
+    return Measured(source.name, specs, ordered, skipped, failed, time.perf_counter() - start)
+
+
+def _measure_storage(
+    source: Source, storage: str, specs: tuple[TensorSpec, ...], length: int, threads: Executor
+) -> Iterator[tuple[dict[str, TensorStats], int]]:
+    """After each window: the tensors that it completed, and how many bytes of tensors it held."""
+    windows = plan_windows(specs, length)
+    last = {piece.tensor: number for number, window in enumerate(windows) for piece in window.pieces}
+    active: dict[int, Accumulator] = {}
+    with source.open(storage) as opened:
+        for number, loaded in enumerate(load_windows(opened, windows, length)):
+            pieces = loaded.window.pieces
+            for piece in pieces:
+                if piece.tensor not in active:
+                    active[piece.tensor] = accumulator(specs[piece.tensor])
+            accumulate_window(loaded, specs, active, length, threads)
+            complete = [piece.tensor for piece in pieces if last[piece.tensor] == number]
+            finished = {specs[t].name: active.pop(t).finish() for t in complete}
+            yield finished, sum(p.stop - p.start for p in pieces)
+
+
+def _cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
