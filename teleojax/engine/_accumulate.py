@@ -4,8 +4,8 @@ Which one a tensor gets depends on its type and size alone, so any split of the 
 up to EXACT_SIZE values are kept whole; 8- and 16-bit types are counted pattern by pattern, and everything follows from
 the counts; larger float32 tensors sum rows in the fast kernel beside coarse counts; larger float64 ones go with care.
 
-All take `add_values(bits, row)`: values as bit patterns that begin in grid row `row`. Where `n_bits` is not 0, whole rows
-come instead as `add_counts` of their leading bits, counted on the device, and RowsAndCounts gets their `add_rows` too.
+All take `add_values(bits, row)`: values as bit patterns that begin in grid row `row`. Where `n_bits` is not 0, whole
+rows come instead as `add_counts` of their leading bits, counted on the device; RowsAndCounts gets `add_rows` too.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from teleojax._errors import InputError, UsageError
 from teleojax.blocks import load_windows, plan_windows, window_bytes
 from teleojax.engine._accumulate import Accumulator, accumulator
 from teleojax.engine._window import accumulate_window
-from teleojax.sources import Source, TensorSpec, by_storage, natural_key, open_source
+from teleojax.sources import Source, TensorSpec, open_source
+from teleojax.sources._index import by_storage, natural_key
 from teleojax.stats import TensorStats
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 
 from teleojax.blocks import ROW, LoadedWindow, aligned_buffer, plan_frames, split_piece
@@ -74,17 +73,17 @@ def _accumulate_rows(
     calls = [(frame, _frame_rows(memory, frame)) for frame in frames]
     summing = any(isinstance(accumulators[s.tensor], RowsAndCounts) for s in spans)
     # the sums start first and run in the device's own threads while these threads count
-    sums = [
-        compiled_row_sums()(rows.view(np.int32)) if summing else None
-        for _, rows in calls
-    ]
+    sums = [compiled_row_sums()(rows.view(np.int32)) if summing else None for _, rows in calls]
     jobs = []
     for frame, rows in calls:
         for span in spans:
             first, stop = max(span.first, frame.own_first), min(span.stop, frame.own_stop)
             n_bits = accumulators[span.tensor].n_bits
             jobs += [
-                (span.tensor, threads.submit(_count, rows, a - frame.first, min(a + JOB_ROWS, stop) - frame.first, n_bits))
+                (
+                    span.tensor,
+                    threads.submit(_count, rows, a - frame.first, min(a + JOB_ROWS, stop) - frame.first, n_bits),
+                )
                 for a in range(first, stop, JOB_ROWS)
             ]
     for tensor, job in jobs:
@@ -95,7 +94,7 @@ def _accumulate_rows(
     for (frame, rows), summed in zip(calls, sums, strict=True):
         if summed is None:
             continue
-        moments = row_moments(jax.tree.map(np.asarray, summed))
+        moments = row_moments(summed)
         for span in spans:
             accumulator = accumulators[span.tensor]
             first, stop = max(span.first, frame.own_first), min(span.stop, frame.own_stop)
@@ -118,9 +117,7 @@ def _count(rows: np.ndarray, first: int, stop: int, n_bits: int) -> np.ndarray:
     return np.asarray(compiled_pattern_counts()(rows, first, stop, n_bits=n_bits))
 
 
-def _add_rows(
-    accumulator: RowsAndCounts, moments: RowMoments, rows: np.ndarray, index: np.ndarray, base: int
-) -> None:
+def _add_rows(accumulator: RowsAndCounts, moments: RowMoments, rows: np.ndarray, index: np.ndarray, base: int) -> None:
     """Hand the rows at `index` to an accumulator, those that need care recomputed from their values."""
     redo = moments.redo[index]
     accumulator.add_rows(index[~redo] + base, moments.partials.take(index[~redo]))

@@ -1,6 +1,5 @@
 """Pure functions from one block of weights to partial statistics; `engine` jits and runs them."""
 
 from teleojax.kernels._bithist import pattern_counts as pattern_counts
-from teleojax.kernels._logmoments import ROW as ROW
 from teleojax.kernels._logmoments import RowSums as RowSums
 from teleojax.kernels._logmoments import row_sums as row_sums

@@ -15,7 +15,6 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float32, Int32, UInt32
 
-from teleojax.blocks import ROW
 SAMPLES = 64  # values a row that choose its pivot
 MAGNITUDE = 0x7FFFFFFF
 SMALLEST_NORMAL = 0x00800000
@@ -103,4 +102,4 @@ def row_sums(bits: Int32[Array, "rows cols"]) -> RowSums:
         return (*(x + y for x, y in zip(a[:8], b[:8], strict=True)), lax.min(a[8], b[8]), lax.max(a[9], b[9]))
 
     *sums, least, most = lax.reduce(operands, start, add, (1,))
-    return RowSums(pivot, *sums, least + np.uint32(1), most)
+    return RowSums(pivot, *sums, least + np.uint32(1), most)  # pyright: ignore[reportCallIssue]

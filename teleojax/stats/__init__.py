@@ -4,7 +4,7 @@ from teleojax.stats._bithist import BitHistogram as BitHistogram
 from teleojax.stats._careful import careful_moments as careful_moments
 from teleojax.stats._logmoments import LogMoments as LogMoments
 from teleojax.stats._logmoments import Partials as Partials
-from teleojax.stats._tensor import TensorStats as TensorStats
-from teleojax.stats._tensor import merge as merge
 from teleojax.stats._rows import RowMoments as RowMoments
 from teleojax.stats._rows import row_moments as row_moments
+from teleojax.stats._tensor import TensorStats as TensorStats
+from teleojax.stats._tensor import merge as merge

@@ -33,7 +33,7 @@ def pattern_values(dtype: str, patterns: np.ndarray) -> np.ndarray:
         return patterns.astype(pattern_dtype(dtype)).view(float_dtype(dtype)).astype(np.float64)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class BitHistogram:
     """Exact counts of the finite non-zero |w|, by the leading bits of the magnitude; a monoid under `merge`.
 
@@ -46,6 +46,15 @@ class BitHistogram:
     drop: int
     keys: Int[np.ndarray, " k"]
     counts: Int[np.ndarray, " k"]
+
+    def __eq__(self, other: object) -> bool:
+        """Same type, cells and counts."""
+        if not isinstance(other, BitHistogram):
+            return NotImplemented
+        same = (self.dtype, self.drop) == (other.dtype, other.drop)
+        return same and np.array_equal(self.keys, other.keys) and np.array_equal(self.counts, other.counts)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
     @staticmethod
     def zero(dtype: str, drop: int = 0) -> BitHistogram:
@@ -117,7 +126,10 @@ class BitHistogram:
         return self.coarsen(max(drop, self.drop))
 
     def merge(self, other: BitHistogram) -> BitHistogram:
-        """Counts of both. Histograms of unlike types meet in float32 (float64 if either is) at the coarse resolution."""
+        """Counts of both.
+
+        Histograms of unlike types meet in float32 (float64 if either is) at the coarse resolution.
+        """
         a, b = self, other
         if a.dtype != b.dtype:
             if not len(b.keys) or not len(a.keys):

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Partials:
     """Many partial LogMoments side by side, one entry per row or block; every field has the same length.
 
@@ -82,8 +82,9 @@ class Partials:
         if len(self) == 0:
             return LogMoments.zero()
         one = self.combine(np.zeros(1, np.int64))
-        kinds = (int,) * 4 + (float,) * 8
-        return LogMoments(*(kind(getattr(one, f.name)[0]) for kind, f in zip(kinds, fields(Partials), strict=True)))
+        counts = (one.n, one.n_zero, one.n_nonfinite, one.n_negative)
+        moments = (one.mean, one.m2, one.m3, one.m4, one.sum_x, one.sum_x2, one.min, one.max)
+        return LogMoments(*(int(c[0]) for c in counts), *(float(m[0]) for m in moments))
 
 
 @dataclass(frozen=True, slots=True)

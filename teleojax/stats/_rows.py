@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from teleojax.kernels import ROW, RowSums
+from teleojax.blocks import ROW
+from teleojax.kernels import RowSums
 from teleojax.kernels._logmoments import INFINITY, SMALLEST_NORMAL
 from teleojax.stats._logmoments import Partials
 
@@ -29,12 +30,14 @@ def row_moments(sums: RowSums) -> RowMoments:
     A row is marked for redoing when it holds a subnormal, NaN or inf (told by its extreme bits), when a sum left the
     range of float32, when ln|w| hardly varies in it, or when its pivot missed the bulk of its values.
     """
-    n_zero = sums.n_zero.astype(np.int64)
+    n_zero = np.asarray(sums.n_zero).astype(np.int64)
     n = ROW - n_zero
     weight = np.maximum(n, 1).astype(np.float64)
-    pivot = sums.pivot.astype(np.float64)
+    pivot = np.asarray(sums.pivot).astype(np.float64)
+    min_bits, max_bits = np.asarray(sums.min_bits), np.asarray(sums.max_bits)
     with np.errstate(all="ignore"):  # a row to be redone may hold anything; it is replaced
-        s1, s2, s3, s4, u1, u2 = (getattr(sums, k).astype(np.float64) for k in ("s1", "s2", "s3", "s4", "u1", "u2"))
+        device = (sums.s1, sums.s2, sums.s3, sums.s4, sums.u1, sums.u2)
+        s1, s2, s3, s4, u1, u2 = (np.asarray(s).astype(np.float64) for s in device)
         d = s1 / weight
         m2 = np.maximum(s2 - s1 * d, 0)
         m3 = s3 - 3 * d * s2 + 2 * d * d * s1
@@ -44,17 +47,17 @@ def row_moments(sums: RowSums) -> RowMoments:
             n=n,
             n_zero=n_zero,
             n_nonfinite=np.zeros_like(n),
-            n_negative=sums.n_negative.astype(np.int64),
+            n_negative=np.asarray(sums.n_negative).astype(np.int64),
             mean=np.where(n > 0, (pivot + d) * LN2, 0.0),
             m2=m2 * LN2**2,
             m3=m3 * LN2**3,
             m4=m4 * LN2**4,
             sum_x=u1 * scale,
             sum_x2=u2 * scale * scale,
-            min=np.where(n > 0, sums.min_bits.view(np.float32).astype(np.float64), np.inf),
-            max=sums.max_bits.view(np.float32).astype(np.float64),
+            min=np.where(n > 0, min_bits.view(np.float32).astype(np.float64), np.inf),
+            max=max_bits.view(np.float32).astype(np.float64),
         )
         finite = np.isfinite(s4) & np.isfinite(u2)
-        strange = (sums.min_bits < SMALLEST_NORMAL) | (sums.max_bits >= INFINITY)
+        strange = (min_bits < SMALLEST_NORMAL) | (max_bits >= INFINITY)
         redo = (n > 0) & (strange | ~finite | (m2 < NARROW * weight) | (np.abs(d) > FAR))
     return RowMoments(partials, redo)

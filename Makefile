@@ -1,0 +1,43 @@
+# `make demo` and `make test` need Python 3.11 or newer, pip and make; everything else goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: demo test bench lint clean
+.DELETE_ON_ERROR:
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade 'pip>=25.1'
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[tflite]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[tflite]' --group dev
+	touch $@
+
+demo: $(VENV)/.demo  ## fetch two trained networks, fit them, leave the JSON lines under out/
+	mkdir -p out
+	$(BIN)/python scripts/fetch_models.py minilm blazepose
+	$(BIN)/teleojax fit models/minilm --group-by role
+	$(BIN)/teleojax fit models/blazepose --group-by role
+	$(BIN)/teleojax fit models/minilm -o out/minilm.jsonl
+	$(BIN)/teleojax fit models/blazepose -o out/blazepose.jsonl
+	@echo "One JSON line a tensor: out/minilm.jsonl out/blazepose.jsonl"
+
+test: $(VENV)/.dev  ## the whole suite
+	$(BIN)/python -m pytest -n 2
+
+bench: $(VENV)/.dev  ## measure speed beside the memory limit and peers
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+lint: $(VENV)/.dev  ## format, style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .hypothesis

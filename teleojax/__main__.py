@@ -1,0 +1,5 @@
+"""`python -m teleojax`."""
+
+from teleojax.cli import main
+
+main()

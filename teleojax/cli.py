@@ -1,0 +1,204 @@
+"""The command line: results on standard output, progress and messages on standard error, honest exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from teleojax._errors import TeleojaxError
+from teleojax._version import __version__
+from teleojax.families import FAMILIES
+from teleojax.report import DEFAULT_FAMILIES, GROUPINGS, Report, finding, fit, report_table, write_atomically
+
+PARTIAL = 4  # exit code: done, but some tensors could not be measured
+PIPED_WIDTH = 160  # columns of a table that is not shown on a terminal
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+FORMATS = {"table": ".txt", "jsonl": ".jsonl", "csv": ".csv"}
+
+
+class Bytes(click.ParamType):
+    """A number of bytes: 268435456, 256MiB, 1.5GB."""
+
+    name = "bytes"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes as an int; a usage error names what is accepted."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]?i?)b?\s*", str(value).lower())
+        if match is None or match[2] not in UNITS:
+            self.fail(f"{value!r} is not a number of bytes such as 268435456, 256MiB or 1.5GB", param, ctx)
+        return int(float(match[1]) * UNITS[match[2]])
+
+
+class Names(click.ParamType):
+    """Names separated by commas."""
+
+    name = "names"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:  # noqa: ARG002
+        """The names, blanks removed."""
+        return value if isinstance(value, tuple) else tuple(n.strip() for n in str(value).split(",") if n.strip())
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="teleojax")
+def cli() -> None:
+    """Read every parameter of a trained network once and say how far each layer is from arbitrage equilibrium.
+
+    \b
+    Exit status: 0 done · 2 usage · 3 input unreadable or corrupt
+                 4 done, but some tensors could not be measured
+    """
+
+
+@cli.command("fit")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--families", type=Names(), default=",".join(DEFAULT_FAMILIES), show_default=True, metavar="A,B",
+              help=f"Families to compare with the lognormal: {', '.join(FAMILIES)}.")  # fmt: skip
+@click.option("--group-by", type=click.Choice(GROUPINGS), default="tensor", show_default=True,
+              help="Merge the statistics of tensors before fitting; nothing is read twice.")  # fmt: skip
+@click.option("--include", metavar="RE", help="Measure only tensors whose name this regular expression matches.")
+@click.option("--exclude", metavar="RE", help="Leave out tensors whose name this regular expression matches.")
+@click.option("--min-size", type=click.IntRange(min=0), default=0, metavar="N", help="Leave out smaller tensors.")
+@click.option("--format", "form", type=click.Choice(tuple(FORMATS)),
+              help="Default: by the ending of the output file, else a table.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write here, whole or not at all, instead of standard output.")  # fmt: skip
+@click.option("--budget", type=Bytes(), metavar="BYTES", help="Memory to hold for reading, such as 256MiB.")
+def fit_command(
+    paths: tuple[str, ...],
+    families: tuple[str, ...],
+    group_by: str,
+    include: str | None,
+    exclude: str | None,
+    min_size: int,
+    form: str | None,
+    output: Path | None,
+    budget: int | None,
+) -> int:
+    """Fit every tensor of PATH...: lognormal, distance from equilibrium, rival families.
+
+    PATH is a .safetensors, .npz, .npy or .tflite file, a directory of them (a Hugging Face sharded checkpoint is read
+    by its index), or - for a safetensors stream on standard input.
+
+    \b
+    teleojax fit model.safetensors
+    teleojax fit model-dir/ --group-by role
+    cat model.safetensors | teleojax fit - --format jsonl > model.jsonl
+
+    In the table, kl nats is the distance from arbitrage equilibrium in nats per connection (0 at equilibrium, 0.163 for
+    an untrained Gaussian layer), ks the largest gap between the distribution functions, and gain nats what the best
+    family gains over the lognormal in nats per value.
+    """
+    if output is not None and not output.parent.is_dir():
+        raise click.BadParameter(f"no directory {str(output.parent)!r}", param_hint="'-o'")
+    target = paths[0] if len(paths) == 1 else list(paths)
+    with _progress() as progress:
+        report = fit(
+            target,
+            families=families,
+            include=include,
+            exclude=exclude,
+            min_size=min_size,
+            budget_bytes=budget,
+            progress=progress,
+        )
+    form = form or _format_of(output)
+    _write(report, report.group_by(group_by), form, output)
+    return _say_what_is_missing(report)
+
+
+def _format_of(output: Path | None) -> str:
+    by_ending = {ending: form for form, ending in FORMATS.items()}
+    return by_ending.get(output.suffix, "table") if output else "table"
+
+
+def _write(whole: Report, shown: Report, form: str, output: Path | None) -> None:
+    if form == "table":
+        console = Console(
+            file=sys.stdout, record=output is not None, quiet=False, width=None if sys.stdout.isatty() else PIPED_WIDTH
+        )
+        if output is not None:
+            with Path(os.devnull).open("w") as nowhere:
+                console = Console(file=nowhere, record=True, width=PIPED_WIDTH)
+                _print_table(console, whole, shown)
+                write_atomically(output, console.export_text())
+            return
+        _print_table(console, whole, shown)
+    else:
+        text = shown.jsonl() if form == "jsonl" else shown.csv()
+        if output is not None:
+            write_atomically(output, text)
+            return
+        sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _print_table(console: Console, whole: Report, shown: Report) -> None:
+    totals = whole.summary
+    rate = f"{totals['bytes'] / 1e6:,.1f} MB in {totals['seconds']:.2f} s"
+    console.print(report_table(shown, f"{totals['source']}: {totals['values']:,} values, {rate}"))
+    console.print(finding(whole), markup=False, highlight=False)
+
+
+def _say_what_is_missing(report: Report) -> int:
+    """Skipped tensors by reason and failed ones by name, on standard error; the exit code."""
+    skipped = Counter(r.reason.split(":")[0] for r in report.values() if r.status == "skipped" and r.reason)
+    if skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
+        click.echo(f"teleojax: {skipped.total()} tensors skipped ({reasons})", err=True)
+    failed = [r for r in report.values() if r.status == "failed"]
+    for result in failed:
+        click.echo(f"teleojax: {result.name}: not measured: {result.reason}", err=True)
+    return PARTIAL if failed else 0
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
+    """Bytes, bytes per second and time left on standard error, on a terminal only."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(TextColumn("measuring"), *columns, console=console, transient=True) as bar:
+        task = bar.add_task("measuring", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and return its exit code; errors become one line on standard error."""
+    try:
+        return cli.main(arguments, prog_name="teleojax", standalone_mode=False) or 0
+    except click.ClickException as e:
+        e.show()
+        return e.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("teleojax: interrupted", err=True)
+        return 130
+    except TeleojaxError as e:
+        click.echo(f"teleojax: error: {e}", err=True)
+        return e.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be written: let exit be quiet
+        click.echo("teleojax: error: standard output was closed before all results were written", err=True)
+        return 3
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,11 @@
+"""Results: what is said of each tensor, groups, tables, files."""
+
+from teleojax.report._assemble import DEFAULT_FAMILIES as DEFAULT_FAMILIES
+from teleojax.report._assemble import fit as fit
+from teleojax.report._finding import finding as finding
+from teleojax.report._report import GROUPINGS as GROUPINGS
+from teleojax.report._report import Report as Report
+from teleojax.report._result import LognormalFit as LognormalFit
+from teleojax.report._result import TensorFit as TensorFit
+from teleojax.report._table import report_table as report_table
+from teleojax.report._write import write_atomically as write_atomically

@@ -1,0 +1,57 @@
+"""One plain sentence or two on what a network's layers show, with the numbers; for the theory or against it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from teleojax.report._report import Report
+from teleojax.report._result import TensorFit
+
+GAUSSIAN_KL = 0.162975  # nats per connection: an untrained Gaussian layer (half-normal |w|) from its lognormal
+NEAR = 0.01  # nats per connection: closer than this, a layer of any realistic size looks lognormal
+LARGE = 1000  # values a tensor needs for its distance to mean something
+
+
+class Gap(NamedTuple):
+    """A tensor's result with the two numbers that the finding weighs."""
+
+    result: TensorFit
+    n: int
+    kl_nats: float
+
+
+def _gap(result: TensorFit) -> Gap | None:
+    moments, fit = result.moments, result.lognormal
+    if moments is None or fit is None or moments.n < LARGE or not math.isfinite(fit.kl_nats):
+        return None
+    return Gap(result, moments.n, fit.kl_nats)
+
+
+def finding(report: Report) -> str:
+    """The finding over all weight tensors of LARGE values or more that have a distance from equilibrium."""
+    large = [g for r in report.values() if (g := _gap(r)) is not None]
+    source = report.measured.source
+    if not large:
+        return f"{source}: no tensor of {LARGE:,} values or more has a distance from equilibrium."
+    n = sum(g.n for g in large)
+    mean = sum(g.n * g.kl_nats for g in large) / n
+    near = sum(g.kl_nats < NEAR for g in large)
+    nearest, farthest = min(large, key=lambda g: g.kl_nats), max(large, key=lambda g: g.kl_nats)
+    if mean < NEAR:
+        verdict = "as the theory of arbitrage equilibrium predicts"
+    elif mean < GAUSSIAN_KL:
+        verdict = f"nearer than an untrained Gaussian layer ({GAUSSIAN_KL:.3f}), yet not lognormal"
+    else:
+        verdict = f"no nearer than an untrained Gaussian layer ({GAUSSIAN_KL:.3f}): not what the theory predicts"
+    text = (
+        f"{source}: over {n:,} weights in {len(large)} tensors the mean distance from arbitrage equilibrium is "
+        f"{mean:.4f} nats per connection, {verdict}. {near} of {len(large)} tensors lie within {NEAR} nats; "
+        f"nearest {nearest.kl_nats:.4f} ({nearest.result.name}), farthest {farthest.kl_nats:.4f} ({farthest.result.name})."
+    )
+    rivals = [g for g in large if g.result.best_family not in (None, "lognormal")]
+    if rivals:
+        gain = sum(g.n * g.result.delta_nats for g in rivals) / sum(g.n for g in rivals)
+        names = " or ".join(sorted({str(g.result.best_family) for g in rivals}))
+        text += f" {len(rivals)} of {len(large)} fit {names} better than lognormal, by a mean {gain:.4f} nats a weight."
+    return text

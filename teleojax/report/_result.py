@@ -1,0 +1,123 @@
+"""What is said of one tensor, or of one group of tensors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from teleojax.fits import FamilyFit
+from teleojax.stats import LogMoments, TensorStats
+
+
+@dataclass(frozen=True, slots=True)
+class LognormalFit:
+    """The maximum-likelihood lognormal of |w| and the distance from arbitrage equilibrium.
+
+    `mu`, `sigma` of ln|w| with standard errors σ/√n and σ/√(2n); `alpha`, `beta`, `h_star` the utility parameters in
+    the measure dx; `kl_nats` ± `kl_se` the potential gap in nats per connection; `dispersion` the standard deviation of
+    the effective utility over connections and `utility_low`, `utility_high` its 5% and 95% points less its mean, nats;
+    `fisher` the mean squared utility gradient, per (ln|w|)²; `ks`, `w1_log`, `r2` distances of the fit (sup-CDF,
+    Wasserstein-1 in ln|w|, probability plot). A number that does not exist is NaN here and null in JSON.
+    """
+
+    mu: float
+    sigma: float
+    mu_se: float
+    sigma_se: float
+    alpha: float = math.nan
+    beta: float = math.nan
+    h_star: float = math.nan
+    kl_nats: float = math.nan
+    kl_se: float = math.nan
+    dispersion: float = math.nan
+    utility_low: float = math.nan
+    utility_high: float = math.nan
+    fisher: float = math.nan
+    ks: float = math.nan
+    w1_log: float = math.nan
+    r2: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFit:
+    """All results for one tensor. `status` is "ok", "degenerate" (σ = 0, n < 2), "skipped" or "failed", with a reason.
+
+    `lognormal` is None unless there is at least one finite non-zero value; `tensors` counts the tensors of a group.
+    """
+
+    name: str
+    role: str | None
+    depth: int | None
+    shape: tuple[int, ...] | None
+    dtype: str
+    size: int
+    status: str
+    reason: str | None = None
+    stats: TensorStats | None = None
+    lognormal: LognormalFit | None = None
+    families: dict[str, FamilyFit] | None = None
+    tensors: int | None = None
+
+    @property
+    def best_family(self) -> str | None:
+        """The family of highest likelihood per value among those asked for; the first of equals."""
+        fits = [f for f in (self.families or {}).values() if f.status == "ok"]
+        return max(fits, key=lambda f: f.loglik_per_value).family if fits else None
+
+    @property
+    def delta_nats(self) -> float:
+        """What the best family gains over the lognormal, in nats per value; NaN when either is missing."""
+        fits, best = self.families or {}, self.best_family
+        lognormal = fits.get("lognormal")
+        if best is None or lognormal is None or lognormal.status != "ok":
+            return math.nan
+        return fits[best].loglik_per_value - lognormal.loglik_per_value
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain Python values under the documented keys; numbers that do not exist are None."""
+        moments = self.stats.moments if self.stats else None
+        fit = self.lognormal
+
+        def of(record: object, *names: str) -> dict[str, Any]:
+            return {name: _number(getattr(record, name)) if record is not None else None for name in names}
+
+        some = moments if moments is not None and moments.n else None
+        group = {} if self.tensors is None else {"tensors": self.tensors}
+        return {
+            "name": self.name,
+            "role": self.role,
+            "depth": self.depth,
+            "shape": None if self.shape is None else list(self.shape),
+            "dtype": self.dtype,
+            "size": self.size,
+            **group,
+            **of(moments, "n", "n_zero", "n_nonfinite", "n_negative"),
+            **of(some, "min", "max", "rms"),
+            **of(fit, "mu", "sigma", "mu_se", "sigma_se"),
+            **of(some, "skew", "excess_kurtosis"),
+            **of(fit, "alpha", "beta", "h_star", "kl_nats", "kl_se", "dispersion", "fisher", "ks", "w1_log", "r2"),
+            "families": {name: _family(f) for name, f in (self.families or {}).items()} or None,
+            "best_family": self.best_family,
+            "delta_nats": _number(self.delta_nats),
+            "status": self.status,
+            "reason": self.reason,
+        }
+
+    @property
+    def moments(self) -> LogMoments | None:
+        """The log-moments, if the tensor was measured."""
+        return self.stats.moments if self.stats else None
+
+
+def _family(fit: FamilyFit) -> dict[str, Any]:
+    numbers = {name: _number(getattr(fit, name)) for name in ("loglik_per_value", "aic", "bic")}
+    return {**{k: _number(v) for k, v in fit.params.items()}, **numbers, "status": fit.status}
+
+
+def _number(value: float) -> float | int | None:
+    """A JSON number, or None for what does not exist. NumPy scalars become Python's."""
+    if isinstance(value, int):
+        return value
+    value = float(value)
+    return value if math.isfinite(value) else None
