@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """The text on one line, control characters written as escapes: names in files may hold anything."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class TeleojaxError(Exception):
     """Base of every error teleojax raises on purpose.
 
@@ -13,7 +18,7 @@ class TeleojaxError(Exception):
 
     def __init__(self, where: object, *, found: str, needed: str, remedy: str) -> None:
         self.where, self.found, self.needed, self.remedy = str(where), found, needed, remedy
-        super().__init__(f"{self.where}: found {found}; needed {needed}. {remedy}")
+        super().__init__(printable(f"{self.where}: found {found}; needed {needed}. {remedy}"))
 
 
 class UsageError(TeleojaxError):
@@ -42,3 +47,9 @@ class InputError(TeleojaxError):
 
 class CorruptInputError(InputError):
     """An input was opened and is not what its own header says: truncated, overlapping, out of bounds."""
+
+
+class OutputClosedError(TeleojaxError):
+    """Whoever was reading the results stopped before all were written."""
+
+    exit_code = 3

@@ -14,13 +14,14 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from teleojax._errors import TeleojaxError
+from teleojax._errors import OutputClosedError, TeleojaxError, printable
 from teleojax._version import __version__
 from teleojax.families import FAMILIES
 from teleojax.report import DEFAULT_FAMILIES, GROUPINGS, Report, finding, fit, report_table, write_atomically
 
 PARTIAL = 4  # exit code: done, but some tensors could not be measured
-PIPED_WIDTH = 160  # columns of a table that is not shown on a terminal
+PIPED_WIDTH = 250  # columns a table may take that is not shown on a terminal
+TEXT_WIDTH = 120  # columns of running text
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 FORMATS = {"table": ".txt", "jsonl": ".jsonl", "csv": ".csv"}
 
@@ -125,30 +126,30 @@ def _format_of(output: Path | None) -> str:
 
 def _write(whole: Report, shown: Report, form: str, output: Path | None) -> None:
     if form == "table":
-        console = Console(
-            file=sys.stdout, record=output is not None, quiet=False, width=None if sys.stdout.isatty() else PIPED_WIDTH
-        )
-        if output is not None:
-            with Path(os.devnull).open("w") as nowhere:
-                console = Console(file=nowhere, record=True, width=PIPED_WIDTH)
-                _print_table(console, whole, shown)
-                write_atomically(output, console.export_text())
-            return
-        _print_table(console, whole, shown)
+        with Path(os.devnull).open("w") as nowhere:  # printed to a string first: a file or a pipe gets it whole
+            terminal = sys.stdout.isatty() and output is None
+            console = Console(file=nowhere, record=True, width=None if terminal else PIPED_WIDTH, force_terminal=terminal)
+            totals = whole.summary
+            rate = f"{totals['bytes'] / 1e6:,.1f} MB in {totals['seconds']:.2f} s"
+            console.print(report_table(shown, f"{totals['source']}: {totals['values']:,} values, {rate}"))
+            console.print(finding(whole), markup=False, highlight=False, width=min(console.width, TEXT_WIDTH))
+            text = console.export_text(styles=terminal)
     else:
         text = shown.jsonl() if form == "jsonl" else shown.csv()
-        if output is not None:
-            write_atomically(output, text)
-            return
+    if output is not None:
+        write_atomically(output, text)
+        return
+    try:
         sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _print_table(console: Console, whole: Report, shown: Report) -> None:
-    totals = whole.summary
-    rate = f"{totals['bytes'] / 1e6:,.1f} MB in {totals['seconds']:.2f} s"
-    console.print(report_table(shown, f"{totals['source']}: {totals['values']:,} values, {rate}"))
-    console.print(finding(whole), markup=False, highlight=False)
+        sys.stdout.flush()
+    except BrokenPipeError as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be written: let exit be quiet
+        raise OutputClosedError(
+            "standard output",
+            found="a closed pipe",
+            needed="a reader until all results are written",
+            remedy="Write to a file with -o, or let the reader read to the end.",
+        ) from e
 
 
 def _say_what_is_missing(report: Report) -> int:
@@ -159,7 +160,7 @@ def _say_what_is_missing(report: Report) -> int:
         click.echo(f"teleojax: {skipped.total()} tensors skipped ({reasons})", err=True)
     failed = [r for r in report.values() if r.status == "failed"]
     for result in failed:
-        click.echo(f"teleojax: {result.name}: not measured: {result.reason}", err=True)
+        click.echo(printable(f"teleojax: {result.name}: not measured: {result.reason}"), err=True)
     return PARTIAL if failed else 0
 
 
@@ -189,10 +190,6 @@ def run(arguments: list[str]) -> int:
     except TeleojaxError as e:
         click.echo(f"teleojax: error: {e}", err=True)
         return e.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be written: let exit be quiet
-        click.echo("teleojax: error: standard output was closed before all results were written", err=True)
-        return 3
 
 
 def main() -> None:

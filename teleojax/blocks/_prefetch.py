@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from teleojax._errors import InputError
 from teleojax.blocks._plan import GRID_BYTES, PREFETCH, Window
 from teleojax.sources import Storage
 
@@ -49,7 +50,7 @@ def load_windows(storage: Storage, windows: Sequence[Window], length: int) -> It
 
     A mapped storage yields views that reach back from the window's end to `length` bytes where the storage has them,
     so that calls of one size serve the last window too. Any other is read ahead into PREFETCH buffers by one thread.
-    Raises what `Storage.window` raises, at the window that could not be read.
+    Raises what `Storage.window` raises, at the window that could not be read, after yielding the pieces of it that could.
     """
     if storage.mapped:
         for window in windows:
@@ -59,10 +60,14 @@ def load_windows(storage: Storage, windows: Sequence[Window], length: int) -> It
     longest = max(w.stop for w in windows) if len(windows) == 1 else length
     buffers = [aligned_buffer(min(longest, length) + SLACK) for _ in range(min(PREFETCH, len(windows)))]
 
-    def fill(index: int) -> LoadedWindow:
+    def fill(index: int) -> tuple[LoadedWindow, InputError | None]:
         window, buffer = windows[index], buffers[index % len(buffers)]
-        storage.window(window.start, window.stop, buffer)
-        return LoadedWindow(window, window.start, buffer)
+        try:
+            storage.window(window.start, window.stop, buffer)
+        except InputError as e:
+            whole = tuple(p for p in window.pieces if p.stop <= storage.position)
+            return LoadedWindow(replace(window, pieces=whole), window.start, buffer), e
+        return LoadedWindow(window, window.start, buffer), None
 
     with ThreadPoolExecutor(1, thread_name_prefix="teleojax-read") as reader:
         ahead = [reader.submit(fill, i) for i in range(len(buffers) - 1)]
@@ -71,4 +76,8 @@ def load_windows(storage: Storage, windows: Sequence[Window], length: int) -> It
             following = index + len(buffers) - 1
             if following < len(windows):
                 ahead.append(reader.submit(fill, following))
-            yield ahead.pop(0).result()
+            loaded, error = ahead.pop(0).result()
+            if loaded.window.pieces:
+                yield loaded
+            if error is not None:
+                raise error

@@ -39,11 +39,13 @@ class Storage(Protocol):
     """The bytes of one file, pipe, archive member or array, read in windows of rising offset.
 
     `mapped` is True when `window` returns a view of memory that already exists and no buffer is needed.
-    `size` is the number of readable bytes, None when it is unknown until the end is reached (a pipe).
+    `size` is the number of readable bytes, None when it is unknown until the end is reached (a pipe). `position` is how
+    far a storage that is not mapped has been read, after an error too.
     """
 
     mapped: bool
     size: int | None
+    position: int
 
     def window(self, start: int, stop: int, buffer: np.ndarray | None) -> np.ndarray:
         """Bytes [start, stop) as a uint8 array of that length.

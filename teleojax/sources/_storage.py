@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,17 +13,36 @@ from teleojax._errors import CorruptInputError, InputError
 SKIP_BYTES = 1 << 20  # a gap in a stream is read and dropped in pieces of this size
 
 
+@runtime_checkable
+class ByteStream(Protocol):
+    """What a stream needs to offer: BinaryIO without seek, tell and descriptor."""
+
+    def read(self, n: int, /) -> bytes | None:
+        """At most n bytes, none at the end."""
+        ...
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        """Fill the front of `buffer`; how many bytes were read, 0 at the end."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
 class MappedFile:
     """A regular file mapped read-only: windows are views of the page cache, nothing is copied."""
 
-    mapped = True
+    mapped: bool = True
+    size: int | None
+    position: int = 0
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             with path.open("rb") as f:
-                self.size = f.seek(0, 2)
-                self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if self.size else None
+                self.size = self._size = f.seek(0, 2)
+                self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if self._size else None
         except OSError as e:
             raise InputError(
                 path, found=e.strerror or str(e), needed="a readable file", remedy="Check the path and its permissions."
@@ -39,7 +58,7 @@ class MappedFile:
 
     def window(self, start: int, stop: int, buffer: np.ndarray | None) -> np.ndarray:  # noqa: ARG002
         """A view of bytes [start, stop)."""
-        if stop > self.size:
+        if stop > self._size:
             raise CorruptInputError(
                 self.path,
                 found=f"{self.size} bytes",
@@ -52,11 +71,12 @@ class MappedFile:
 class Stream:
     """A forward-only stream of bytes (a pipe, a compressed archive member): never seeks, holds nothing back."""
 
-    mapped = False
-    size = None
+    mapped: bool = False
+    size: int | None = None
 
-    def __init__(self, file: BinaryIO, name: str, position: int) -> None:
-        self._file, self._name, self._position = file, name, position
+    def __init__(self, file: ByteStream, name: str, position: int) -> None:
+        self._file, self._name = file, name
+        self.position = position
 
     def __enter__(self) -> Stream:
         return self
@@ -68,41 +88,43 @@ class Stream:
         """Read bytes [start, stop) into `buffer`; what lies before the present position is left as it was."""
         if buffer is None:
             raise TypeError("a stream needs a buffer to read into")
-        scratch = memoryview(bytearray(min(SKIP_BYTES, max(0, start - self._position))))
-        while self._position < start:
-            self._fill(scratch[: min(len(scratch), start - self._position)])
+        scratch = memoryview(bytearray(min(SKIP_BYTES, max(0, start - self.position))))
+        while self.position < start:
+            self._fill(scratch[: min(len(scratch), start - self.position)])
         out = buffer[: stop - start]
-        if stop > self._position:
-            self._fill(memoryview(out)[self._position - start :])
+        if stop > self.position:
+            self._fill(out.data[self.position - start :])
         return out
 
     def _fill(self, view: memoryview) -> None:
-        want = self._position + len(view)
+        want = self.position + len(view)
         while len(view):
             try:
-                got = self._file.readinto(view)  # pyright: ignore[reportAttributeAccessIssue]
+                got = self._file.readinto(view)
             except Exception as e:  # a decompressor raises its own kinds (zlib.error, BadZipFile, OSError)
                 raise CorruptInputError(
                     self._name,
-                    found=f"an error after {self._position} bytes ({e})",
+                    found=f"an error after {self.position} bytes ({str(e) or type(e).__name__})",
                     needed=f"at least {want} bytes",
                     remedy="The stream is damaged: make or fetch it again.",
                 ) from e
             if not got:
                 raise CorruptInputError(
                     self._name,
-                    found=f"the end after {self._position} bytes",
+                    found=f"the end after {self.position} bytes",
                     needed=f"at least {want} bytes",
                     remedy="The stream was cut short: run the command that feeds it again.",
                 )
-            self._position += got
+            self.position += got
             view = view[got:]
 
 
 class Memory:
     """The bytes of an array that is already in memory."""
 
-    mapped = True
+    mapped: bool = True
+    size: int | None
+    position: int = 0
 
     def __init__(self, array: np.ndarray) -> None:
         self._bytes = array.reshape(-1).view(np.uint8)

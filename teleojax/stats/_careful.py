@@ -34,15 +34,15 @@ def careful_moments(values: np.ndarray) -> LogMoments:
     mean = float(y.mean()) if low < high else math.log(low)  # equal values have no spread, not a rounding error's
     d = y - mean if low < high else np.zeros(n)
     d2 = d * d
-    with np.errstate(over="ignore"):  # Σx² of float64 values past 1e154 is inf, and rms then null
-        sum_x2 = float(x @ x)
+    with np.errstate(over="ignore"):  # of float64 values past 1e154 the sums are inf, and rms then null
+        sum_x, sum_x2 = float(x.sum()), float(x @ x)
     return LogMoments(
         **counts,
         mean=mean,
         m2=float(d2.sum()),
         m3=float((d2 * d).sum()),
         m4=float((d2 * d2).sum()),
-        sum_x=float(x.sum()),
+        sum_x=sum_x,
         sum_x2=sum_x2,
         min=low,
         max=high,

@@ -51,7 +51,8 @@ class Partials:
         size = np.diff(np.append(starts, len(self)))
 
         def total(values: np.ndarray) -> np.ndarray:
-            return np.add.reduceat(values, starts)
+            with np.errstate(over="ignore"):  # sums of float64 values past 1e154 are inf
+                return np.add.reduceat(values, starts)
 
         n = total(self.n)
         weight = self.n.astype(np.float64)

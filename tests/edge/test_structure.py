@@ -1,0 +1,80 @@
+"""The shape of the house: who imports whom, what is exported, what importing costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import teleojax
+
+PACKAGE = Path(teleojax.__file__).parent
+# left to right: a room imports only rooms to its left
+ROOMS = (
+    "_version", "_errors", "sources", "blocks", "kernels", "stats", "engine", "families", "fits", "teleo", "diagnose",
+    "train", "report", "cli",
+)  # fmt: skip
+PUBLIC = {
+    "BitHistogram", "CorruptInputError", "FAMILIES", "InputError", "LogMoments", "LognormalFit", "Measured",
+    "MissingExtraError", "Report", "Source", "TeleojaxError", "TensorFit", "TensorSpec", "TensorStats", "UsageError",
+    "fit", "measure", "merge", "open_source", "teleo",
+}  # fmt: skip
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "__main__.py") or p.parent != PACKAGE)
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_left(path: Path) -> None:
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for module in imports_of(path):
+        if module.startswith("teleojax."):
+            assert ROOMS.index(module.split(".")[1]) <= ROOMS.index(room), f"{room} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_the_engine_jits(path: Path) -> None:
+    room = path.relative_to(PACKAGE).parts[0]
+    names = {n.attr for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Attribute)}
+    assert room == "engine" or not names & {"jit", "filter_jit", "shard_map", "pmap"}
+
+
+def test_exported_names() -> None:
+    names = {n for n in vars(teleojax) if not n.startswith("_")}
+    assert names >= PUBLIC
+    modules = {r for r in ROOMS if not r.startswith("_")}
+    assert names - PUBLIC <= modules
+
+
+def test_importing_starts_no_backend_and_is_quick_to_load() -> None:
+    code = (
+        "import sys, teleojax, teleojax.cli\n"
+        "from jax._src import xla_bridge\n"
+        "assert not xla_bridge.backends_are_initialized()\n"
+        "heavy = {'torch', 'matplotlib', 'pandas', 'polars', 'tflite', 'scipy.stats', 'optax'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_error_has_an_exit_code_and_a_remedy() -> None:
+    for name, code in {"UsageError": 2, "InputError": 3, "CorruptInputError": 3}.items():
+        kind = getattr(teleojax, name)
+        error = kind("here", found="a", needed="b", remedy="Do c.")
+        assert isinstance(error, teleojax.TeleojaxError)
+        assert error.exit_code == code
+        assert str(error) == "here: found a; needed b. Do c."
+    missing = teleojax.MissingExtraError("m.tflite", package="tflite", extra="tflite")
+    assert "pip install 'teleojax[tflite]'" in str(missing)

@@ -1,0 +1,88 @@
+"""The kernels alone: the logarithm's accuracy, jit against eager, one trace whatever the tensors."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from teleojax.engine._compile import compiled_pattern_counts, compiled_row_sums
+from teleojax.kernels import pattern_counts, row_sums
+from teleojax.kernels._logmoments import _log2_mantissa
+from teleojax.stats import careful_moments, row_moments
+from tests.arrays import PackedSource
+
+
+def rows(n_rows: int = 4, seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal((n_rows, 8192)) * 0.02).astype(np.float32)
+
+
+def test_log2_of_the_mantissa_is_good_to_float32() -> None:
+    t = np.linspace(-1 / 3, 1 / 3, 200_001).astype(np.float32)
+    error = np.asarray(jax.jit(_log2_mantissa)(t), np.float64) - np.log2(1 + t.astype(np.float64))
+    assert np.abs(error).max() < 2e-7
+    assert abs(error.mean()) < 5e-9
+
+
+def test_row_moments_match_float64() -> None:
+    values = rows(64)
+    moments = row_moments(compiled_row_sums()(values.view(np.int32)))
+    assert not moments.redo.any()
+    for row, row_values in enumerate(values):
+        want, got = careful_moments(row_values), moments.partials.take(np.asarray([row])).total()
+        assert (got.n, got.n_zero, got.n_negative, got.min, got.max) == (
+            want.n, want.n_zero, want.n_negative, want.min, want.max)  # fmt: skip
+        assert abs(got.mean - want.mean) < 3e-7
+        assert abs(got.sigma / want.sigma - 1) < 5e-7
+        assert abs(got.skew - want.skew) < 2e-5
+        assert abs(got.excess_kurtosis - want.excess_kurtosis) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "value", [np.nan, np.inf, -np.inf, 1e-40, np.float32(1e38)], ids=["nan", "inf", "-inf", "subnormal", "huge"]
+)
+def test_rows_the_kernel_cannot_do_are_marked(value: float) -> None:
+    values = rows(3)
+    values[1, 4097] = value
+    redo = row_moments(compiled_row_sums()(values.view(np.int32))).redo
+    assert redo.tolist() == [False, True, False]
+
+
+def test_power_of_two_scaling_moves_the_pivot_and_no_other_bit() -> None:
+    values = rows(8)
+    a, b = (row_moments(compiled_row_sums()(v.view(np.int32))).partials for v in (values, values * np.float32(2.0**-9)))
+    for name in ("m2", "m3", "m4", "n_zero", "n_negative"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    np.testing.assert_allclose(a.mean - b.mean, 9 * np.log(2), rtol=0, atol=1e-14)
+
+
+def test_jit_equals_eager_within_rounding() -> None:
+    bits = rows(2).view(np.int32)
+    eager, compiled = row_sums(bits), compiled_row_sums()(bits)
+    for name in ("pivot", "n_zero", "n_negative", "min_bits", "max_bits"):
+        np.testing.assert_array_equal(getattr(eager, name), getattr(compiled, name))
+    for name in ("s1", "s2", "s3", "s4", "u1", "u2"):
+        np.testing.assert_allclose(getattr(eager, name), getattr(compiled, name), rtol=2e-5)
+
+
+@pytest.mark.parametrize(("dtype", "n_bits"), [(np.uint32, 16), (np.uint16, 16), (np.uint8, 8)])
+def test_pattern_counts_are_exact(dtype: type, n_bits: int) -> None:
+    bits = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (6, 8192), dtype, endpoint=True)
+    shift = 8 * bits.itemsize - n_bits
+    want = np.bincount((bits[1:5] >> shift).ravel(), minlength=1 << n_bits)
+    for function in (pattern_counts, compiled_pattern_counts()):
+        np.testing.assert_array_equal(function(bits, 1, 5, n_bits=n_bits), want)
+
+
+def test_no_retrace_for_new_shapes() -> None:
+    import teleojax as tj
+
+    rng = np.random.default_rng(0)
+
+    def network(sizes: list[int]) -> PackedSource:
+        return PackedSource({str(n): rng.standard_normal(n).astype(np.float32) for n in sizes})
+
+    tj.measure(network([600_000, 20_000, 9000]))
+    before = compiled_row_sums()._cache_size(), compiled_pattern_counts()._cache_size()
+    tj.measure(network([555_555, 21_111, 12_345, 31, 77_777, 8193]))
+    assert (compiled_row_sums()._cache_size(), compiled_pattern_counts()._cache_size()) == before
