@@ -128,7 +128,9 @@ def _write(whole: Report, shown: Report, form: str, output: Path | None) -> None
     if form == "table":
         with Path(os.devnull).open("w") as nowhere:  # printed to a string first: a file or a pipe gets it whole
             terminal = sys.stdout.isatty() and output is None
-            console = Console(file=nowhere, record=True, width=None if terminal else PIPED_WIDTH, force_terminal=terminal)
+            console = Console(
+                file=nowhere, record=True, width=None if terminal else PIPED_WIDTH, force_terminal=terminal
+            )
             totals = whole.summary
             rate = f"{totals['bytes'] / 1e6:,.1f} MB in {totals['seconds']:.2f} s"
             console.print(report_table(shown, f"{totals['source']}: {totals['values']:,} values, {rate}"))

@@ -50,7 +50,7 @@ def load_windows(storage: Storage, windows: Sequence[Window], length: int) -> It
 
     A mapped storage yields views that reach back from the window's end to `length` bytes where the storage has them,
     so that calls of one size serve the last window too. Any other is read ahead into PREFETCH buffers by one thread.
-    Raises what `Storage.window` raises, at the window that could not be read, after yielding the pieces of it that could.
+    Raises what `Storage.window` raises, after yielding those pieces of the failed window that were read whole.
     """
     if storage.mapped:
         for window in windows:

@@ -19,8 +19,8 @@ GROWTH = 1.25
 class Bins:
     """Counts between rising `edges` in y = ln|w|; the bins touch and hold every value. Counts may be fractions."""
 
-    edges: Float[np.ndarray, " m+1"]
-    counts: Float[np.ndarray, " m"]
+    edges: Float[np.ndarray, " edges"]
+    counts: Float[np.ndarray, " bins"]
 
 
 def density_bins(histogram: BitHistogram, mu: float, sigma: float) -> Bins:

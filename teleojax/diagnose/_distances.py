@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -45,7 +46,9 @@ def lognormal_distances(histogram: BitHistogram, mu: float, sigma: float) -> Log
     gaps = float(np.sum(_step_area(after[:-1], high[:-1], low[1:])))
     tails = float(_normal_integral(low[0]) + _normal_integral(-high[-1]))
     q = ndtri((before + after) / 2)
-    return LognormalDistances(ks, sigma * (inside + gaps + tails), _squared_correlation(q, y, histogram.counts / n))
+    return LognormalDistances(
+        ks, float(sigma * (inside + gaps + tails)), _squared_correlation(q, y, histogram.counts / n)
+    )
 
 
 def _absolute_area(a: np.ndarray, b: np.ndarray, width: np.ndarray) -> Float[np.ndarray, " k"]:
@@ -55,7 +58,7 @@ def _absolute_area(a: np.ndarray, b: np.ndarray, width: np.ndarray) -> Float[np.
     return width / 2 * np.where(a * b < 0, crossing, size)
 
 
-def _normal_integral(z: np.ndarray | float) -> np.ndarray:
+def _normal_integral(z: np.ndarray | float) -> Any:
     """∫_{−∞}^z Φ = zΦ(z) + φ(z)."""
     z = np.asarray(z, np.float64)
     return z * ndtr(z) + np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)

@@ -27,7 +27,14 @@ COLUMNS = (  # heading, how to justify
 
 def report_table(report: Report, title: str) -> Table:
     """One line a tensor or group that was measured; kl is the distance from arbitrage equilibrium per connection."""
-    table = Table(title=title, title_justify="left", caption_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     grouped = any(r.tensors is not None for r in report.values())
     table.add_column("group" if grouped else "tensor", overflow="fold", min_width=12)
     if grouped:

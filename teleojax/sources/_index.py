@@ -35,6 +35,7 @@ class TensorSpec:
         return math.prod(self.shape)
 
 
+@runtime_checkable
 class Storage(Protocol):
     """The bytes of one file, pipe, archive member or array, read in windows of rising offset.
 
@@ -89,7 +90,7 @@ def skip_reason(dtype: str, shape: tuple[int, ...]) -> str | None:
     if dtype.startswith(("int", "uint")):
         return f"integer type {dtype}"
     if dtype not in FLOAT_DTYPES:
-        return f"type {dtype} is not a real floating-point type"
+        return f"type {dtype} is not read"
     if math.prod(shape) == 0:
         return "empty"
     return None
@@ -103,5 +104,5 @@ def by_storage(specs: tuple[TensorSpec, ...], storage: str) -> Iterator[TensorSp
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key that orders the numbers in names as numbers: layer.2 before layer.10."""
-    parts = re.split(r"(\d+)", name)
-    return tuple((1, int(p), "") if p.isdecimal() else (0, 0, p) for p in parts if p)
+    parts = re.split(r"([0-9]+)", name)
+    return tuple((1, len(p.lstrip("0")), p.lstrip("0")) if p.isdecimal() else (0, 0, p) for p in parts if p)

@@ -51,10 +51,12 @@ def test_only_the_engine_jits(path: Path) -> None:
 
 
 def test_exported_names() -> None:
-    names = {n for n in vars(teleojax) if not n.startswith("_")}
-    assert names >= PUBLIC
-    modules = {r for r in ROOMS if not r.startswith("_")}
-    assert names - PUBLIC <= modules
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert {alias.asname for node in imports for alias in node.names} == PUBLIC | {"__version__"}
+    assert len(tree.body) == len(imports) + 1  # and the docstring: re-exports, nothing else
+    for name in PUBLIC:
+        assert hasattr(teleojax, name)
 
 
 def test_importing_starts_no_backend_and_is_quick_to_load() -> None:

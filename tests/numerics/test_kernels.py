@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -57,7 +58,7 @@ def test_power_of_two_scaling_moves_the_pivot_and_no_other_bit() -> None:
 
 
 def test_jit_equals_eager_within_rounding() -> None:
-    bits = rows(2).view(np.int32)
+    bits = jnp.asarray(rows(2).view(np.int32))
     eager, compiled = row_sums(bits), compiled_row_sums()(bits)
     for name in ("pivot", "n_zero", "n_negative", "min_bits", "max_bits"):
         np.testing.assert_array_equal(getattr(eager, name), getattr(compiled, name))
@@ -71,7 +72,7 @@ def test_pattern_counts_are_exact(dtype: type, n_bits: int) -> None:
     shift = 8 * bits.itemsize - n_bits
     want = np.bincount((bits[1:5] >> shift).ravel(), minlength=1 << n_bits)
     for function in (pattern_counts, compiled_pattern_counts()):
-        np.testing.assert_array_equal(function(bits, 1, 5, n_bits=n_bits), want)
+        np.testing.assert_array_equal(function(jnp.asarray(bits), jnp.int32(1), jnp.int32(5), n_bits=n_bits), want)
 
 
 def test_no_retrace_for_new_shapes() -> None:

@@ -55,9 +55,7 @@ def test_lognormal_layers_are_at_equilibrium(n: int, limit: float) -> None:
 
 
 def test_interval_of_the_gap_covers_its_true_value() -> None:
-    tensors = {
-        str(seed): np.random.default_rng(seed).standard_normal(10_000, dtype=np.float32) for seed in range(200)
-    }
+    tensors = {str(seed): np.random.default_rng(seed).standard_normal(10_000, dtype=np.float32) for seed in range(200)}
     fits = [r.lognormal for r in tj.fit(tensors).values()]
     covered = [abs(f.kl_nats - HALFNORMAL_KL) <= 1.96 * f.kl_se for f in fits if f is not None]
     assert len(covered) == 200
