@@ -47,7 +47,8 @@ def finding(report: Report) -> str:
     text = (
         f"{source}: over {n:,} weights in {len(large)} tensors the mean distance from arbitrage equilibrium is "
         f"{mean:.4f} nats per connection, {verdict}. {near} of {len(large)} tensors lie within {NEAR} nats; "
-        f"nearest {nearest.kl_nats:.4f} ({nearest.result.name}), farthest {farthest.kl_nats:.4f} ({farthest.result.name})."
+        f"nearest {nearest.kl_nats:.4f} ({nearest.result.name}), "
+        f"farthest {farthest.kl_nats:.4f} ({farthest.result.name})."
     )
     rivals = [g for g in large if g.result.best_family not in (None, "lognormal")]
     if rivals:

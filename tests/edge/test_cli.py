@@ -17,42 +17,16 @@ from safetensors.numpy import save, save_file
 from teleojax.cli import run
 
 KEYS = [
-    "name",
-    "role",
-    "depth",
-    "shape",
-    "dtype",
-    "size",
-    "n",
-    "n_zero",
-    "n_nonfinite",
-    "n_negative",
-    "min",
-    "max",
-    "rms",
-    "mu",
-    "sigma",
-    "mu_se",
-    "sigma_se",
-    "skew",
-    "excess_kurtosis",
-    "alpha",
-    "beta",
-    "h_star",
-    "kl_nats",
-    "kl_se",
-    "dispersion",
-    "fisher",
-    "ks",
-    "w1_log",
-    "r2",
-    "families",
-    "best_family",
-    "delta_nats",
-    "status",
-    "reason",
-]
+    "name", "role", "depth", "shape", "dtype", "size", "n", "n_zero", "n_nonfinite", "n_negative", "min",
+    "max", "rms", "mu", "sigma", "mu_se", "sigma_se", "skew", "excess_kurtosis", "alpha", "beta", "h_star",
+    "kl_nats", "kl_se", "dispersion", "fisher", "ks", "w1_log", "r2", "families", "best_family", "delta_nats",
+    "status", "reason",
+]  # fmt: skip
 COMMAND = [sys.executable, "-m", "teleojax"]
+
+
+def piped(data: bytes) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([*COMMAND, "fit", "-", "--format", "jsonl"], input=data, capture_output=True, check=False)
 
 
 @pytest.fixture
@@ -147,16 +121,15 @@ def test_output_file_follows_its_ending(
 
 
 def test_standard_input_equals_the_file(model: Path) -> None:
-    piped = subprocess.run([*COMMAND, "fit", "-", "--format", "jsonl"], input=model.read_bytes(), capture_output=True, check=False)  # fmt: skip
+    stream = piped(model.read_bytes())
     direct = subprocess.run([*COMMAND, "fit", str(model), "--format", "jsonl"], capture_output=True, check=False)
-    assert piped.returncode == direct.returncode == 0, piped.stderr
-    assert piped.stdout.splitlines()[:-1] == direct.stdout.splitlines()[:-1]
+    assert stream.returncode == direct.returncode == 0, stream.stderr
+    assert stream.stdout.splitlines()[:-1] == direct.stdout.splitlines()[:-1]
 
 
 def test_pipe_cut_short_keeps_what_was_whole(tensors: dict[str, np.ndarray]) -> None:
     big = dict(tensors, zz_last=np.random.default_rng(0).normal(size=3_000_000).astype(np.float16))
-    whole = save(big)
-    cut = subprocess.run([*COMMAND, "fit", "-", "--format", "jsonl"], input=whole[:-1000], capture_output=True, text=False, check=False)  # fmt: skip
+    cut = piped(save(big)[:-1000])
     assert cut.returncode == 4
     rows, summary = lines(cut.stdout.decode())
     failed = [name for name, row in rows.items() if row["status"] == "failed"]
@@ -167,7 +140,7 @@ def test_pipe_cut_short_keeps_what_was_whole(tensors: dict[str, np.ndarray]) -> 
 
 
 def test_pipe_cut_in_the_header_is_an_error(model: Path) -> None:
-    done = subprocess.run([*COMMAND, "fit", "-"], input=model.read_bytes()[:40], capture_output=True, check=False)
+    done = piped(model.read_bytes()[:40])
     assert done.returncode == 3
     assert len(done.stderr.decode().strip().splitlines()) == 1
     assert done.stdout == b""
@@ -176,7 +149,8 @@ def test_pipe_cut_in_the_header_is_an_error(model: Path) -> None:
 def test_closed_standard_output_is_one_line(model: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([*COMMAND, "fit", str(model), "--format", "jsonl"], stdout=writer, stderr=subprocess.PIPE, check=False)  # fmt: skip
+    command = [*COMMAND, "fit", str(model), "--format", "jsonl"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     messages = done.stderr.decode().splitlines()
     assert done.returncode == 3
