@@ -19,7 +19,7 @@ BLOCK_ROWS = 256  # rows whose partials merge first, in order
 BLOCK_BYTES = BLOCK_ROWS * GRID_BYTES  # a whole number of blocks for every item size
 WINDOW_BYTES = 4 * BLOCK_BYTES  # 64 MiB: a call on fewer values costs up to 3x more a value
 FRAME_ROWS = 64  # rows of the small call, for what is too little for a whole window
-PREFETCH = 2  # windows in memory at once: one in work, one filling
+BUFFERS = 3  # windows in memory at once: one being collected, one in work, one filling
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,13 @@ class Frame:
 
 
 def window_bytes(budget_bytes: int | None) -> int:
-    """The window length that keeps PREFETCH windows, and as much again for results, within the budget.
+    """The window length that keeps BUFFERS windows, and one more for results, within the budget.
 
     Raises UsageError below the least that a stream can be read with.
     """
     if budget_bytes is None:
         return WINDOW_BYTES
-    least = 2 * PREFETCH * BLOCK_BYTES
+    least = (BUFFERS + 1) * BLOCK_BYTES
     if budget_bytes < least:
         raise UsageError(
             "memory budget",

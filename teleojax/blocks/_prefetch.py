@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from teleojax._errors import InputError
-from teleojax.blocks._plan import GRID_BYTES, PREFETCH, Window
+from teleojax.blocks._plan import BUFFERS, GRID_BYTES, Window
 from teleojax.sources import Storage
 
 ALIGNMENT = 64  # JAX copies host memory that is not aligned to it
@@ -46,19 +46,26 @@ def aligned_buffer(n_bytes: int) -> np.ndarray:
 
 
 def load_windows(storage: Storage, windows: Sequence[Window], length: int) -> Iterator[LoadedWindow]:
-    """The windows in order. Each is valid until the next is asked for.
+    """The windows in order. Each is valid until the next but one is asked for.
 
     A mapped storage yields views that reach back from the window's end to `length` bytes where the storage has them,
-    so that calls of one size serve the last window too. Any other is read ahead into PREFETCH buffers by one thread.
+    so that calls of one size serve the last window too. Either kind is read ahead by one thread: a file into the page
+    cache, any other storage into BUFFERS buffers.
     Raises what `Storage.window` raises, after yielding those pieces of the failed window that were read whole.
     """
     if storage.mapped:
-        for window in windows:
-            first = min(window.start, max(0, (window.stop - length) // GRID_BYTES * GRID_BYTES))
-            yield LoadedWindow(window, first, storage.window(first, window.stop, None))
+        with ThreadPoolExecutor(1, thread_name_prefix="teleojax-read") as reader:
+            ahead = [reader.submit(storage.prepare, w.start, w.stop) for w in windows[:BUFFERS]]
+            for index, window in enumerate(windows):
+                if index + BUFFERS < len(windows):
+                    later = windows[index + BUFFERS]
+                    ahead.append(reader.submit(storage.prepare, later.start, later.stop))
+                ahead.pop(0).result()
+                first = min(window.start, max(0, (window.stop - length) // GRID_BYTES * GRID_BYTES))
+                yield LoadedWindow(window, first, storage.window(first, window.stop, None))
         return
     longest = max(w.stop for w in windows) if len(windows) == 1 else length
-    buffers = [aligned_buffer(min(longest, length) + SLACK) for _ in range(min(PREFETCH, len(windows)))]
+    buffers = [aligned_buffer(min(longest, length) + SLACK) for _ in range(BUFFERS)]
 
     def fill(index: int) -> tuple[LoadedWindow, InputError | None]:
         window, buffer = windows[index], buffers[index % len(buffers)]
@@ -70,14 +77,14 @@ def load_windows(storage: Storage, windows: Sequence[Window], length: int) -> It
         return LoadedWindow(window, window.start, buffer), None
 
     with ThreadPoolExecutor(1, thread_name_prefix="teleojax-read") as reader:
-        ahead = [reader.submit(fill, i) for i in range(len(buffers) - 1)]
+        ahead = [reader.submit(fill, i) for i in range(min(len(buffers) - 1, len(windows)))]
         for index in range(len(windows)):
-            # the buffer of the window before is free now: fill it while this one is worked on
-            following = index + len(buffers) - 1
-            if following < len(windows):
-                ahead.append(reader.submit(fill, following))
             loaded, error = ahead.pop(0).result()
             if loaded.window.pieces:
                 yield loaded
             if error is not None:
                 raise error
+            # the window before this one has been collected by now: its buffer takes the one after the next
+            following = index + len(buffers) - 1
+            if following < len(windows):
+                ahead.append(reader.submit(fill, following))

@@ -3,9 +3,10 @@
 Which one a tensor gets depends on its type and size alone, so any split of the work gives the same numbers:
 up to EXACT_SIZE values are kept whole; 8- and 16-bit types are counted pattern by pattern, and everything follows from
 the counts; larger float32 tensors sum rows in the fast kernel beside coarse counts; larger float64 ones go with care.
+Without histograms, 16-bit types sum rows too, since that is faster than counting.
 
-All take `add_values(bits, row)`: values as bit patterns that begin in grid row `row`. Where `n_bits` is not 0, whole
-rows come instead as `add_counts` of their leading bits, counted on the device; RowsAndCounts gets `add_rows` too.
+All take `add_values(bits, row)`: values as bit patterns that begin in grid row `row`. Whole rows come instead from the
+device where it `counts` their `n_bits` leading bits (`add_counts`) or `sums` them (`add_rows`).
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from teleojax.sources import TensorSpec
 from teleojax.stats import BitHistogram, Partials, TensorStats, careful_moments
 from teleojax.stats._bithist import COARSE_DROP, EXACT_SIZE, float_dtype, magnitude_mask, pattern_dtype
 
+SUMMED = ("float32", "bfloat16", "float16")  # the types whose rows the fast kernel sums
+
 
 class WholeTensor:
     """A small tensor, kept until it is complete: every bit of it enters the histogram."""
 
-    n_bits = 0
+    n_bits, sums = 0, False
 
     def __init__(self, spec: TensorSpec) -> None:
         self._dtype = spec.dtype
@@ -42,6 +45,8 @@ class WholeTensor:
 class PatternCounts:
     """An 8- or 16-bit tensor: counts of every bit pattern are all there is to know."""
 
+    sums = False
+
     def __init__(self, spec: TensorSpec) -> None:
         self._dtype = spec.dtype
         self.n_bits = 8 * pattern_dtype(spec.dtype).itemsize
@@ -60,30 +65,24 @@ class PatternCounts:
         return TensorStats.from_pattern_counts(self._dtype, self._counts)
 
 
-class RowsAndCounts:
-    """A large float32 or float64 tensor: row partials, merged block by block, beside counts of the leading bits."""
+class Rows:
+    """A large tensor: row partials, merged block by block; no counts."""
+
+    n_bits = 0
 
     def __init__(self, spec: TensorSpec) -> None:
         self._dtype = spec.dtype
-        self._drop = COARSE_DROP[spec.dtype]
-        width = 8 * pattern_dtype(spec.dtype).itemsize
-        self.n_bits = width - self._drop if spec.dtype == "float32" else 0
-        self._counts = np.zeros(1 << (width - self._drop), np.int64)
+        self.sums = spec.dtype in SUMMED
         self._rows: list[np.ndarray] = []
         self._partials: list[Partials] = []
 
     def add_values(self, bits: np.ndarray, row: int) -> None:
         """Values of the tensor, as bit patterns."""
-        np.add.at(self._counts, bits >> bits.dtype.type(self._drop), 1)
         self.add_careful_row(bits, row)
 
     def add_careful_row(self, bits: np.ndarray, row: int) -> None:
-        """The moments alone of values in grid row `row`; their counts come, or came, another way."""
+        """The moments alone of values in grid row `row`, in float64 on the host."""
         self.add_rows(np.asarray([row]), careful_moments(bits.view(float_dtype(self._dtype))).as_partials())
-
-    def add_counts(self, counts: np.ndarray) -> None:
-        """Counts of the leading `n_bits` bits of some whole rows."""
-        self._counts += counts
 
     def add_rows(self, rows: np.ndarray, partials: Partials) -> None:
         """Moments of whole rows, with the rows' numbers on the grid."""
@@ -95,7 +94,31 @@ class RowsAndCounts:
         rows = np.concatenate(self._rows)
         order = np.argsort(rows, kind="stable")  # fragments of one row were added in rising order
         partials, blocks = Partials.concatenate(self._partials).take(order), rows[order] // BLOCK_ROWS
-        moments = partials.combine(np.flatnonzero(np.diff(blocks, prepend=-1))).total()
+        return TensorStats(partials.combine(np.flatnonzero(np.diff(blocks, prepend=-1))).total(), None)
+
+
+class RowsAndCounts(Rows):
+    """A large float32 or float64 tensor: row partials beside counts of the leading bits."""
+
+    def __init__(self, spec: TensorSpec) -> None:
+        super().__init__(spec)
+        self._drop = COARSE_DROP[spec.dtype]
+        width = 8 * pattern_dtype(spec.dtype).itemsize
+        self.n_bits = width - self._drop if self.sums else 0
+        self._counts = np.zeros(1 << (width - self._drop), np.int64)
+
+    def add_values(self, bits: np.ndarray, row: int) -> None:
+        """Values of the tensor, as bit patterns."""
+        np.add.at(self._counts, bits >> bits.dtype.type(self._drop), 1)
+        self.add_careful_row(bits, row)
+
+    def add_counts(self, counts: np.ndarray) -> None:
+        """Counts of the leading `n_bits` bits of some whole rows."""
+        self._counts += counts
+
+    def finish(self) -> TensorStats:
+        """The statistics of all that was added."""
+        moments = super().finish().moments
         counts = self._counts.reshape(2, -1).sum(axis=0)  # both signs
         counts[0] -= moments.n_zero
         counts[self._first_nonfinite :] = 0
@@ -107,11 +130,13 @@ class RowsAndCounts:
         return int(infinity) >> self._drop
 
 
-Accumulator = WholeTensor | PatternCounts | RowsAndCounts
+Accumulator = WholeTensor | PatternCounts | Rows | RowsAndCounts
 
 
-def accumulator(spec: TensorSpec) -> Accumulator:
+def accumulator(spec: TensorSpec, *, histogram: bool) -> Accumulator:
     """The accumulator for a tensor of this type and size."""
-    if pattern_dtype(spec.dtype).itemsize <= 2:
-        return PatternCounts(spec)
-    return WholeTensor(spec) if spec.size <= EXACT_SIZE else RowsAndCounts(spec)
+    if spec.size <= EXACT_SIZE and spec.dtype in COARSE_DROP:
+        return WholeTensor(spec)
+    if histogram or spec.dtype not in (*SUMMED, "float64"):
+        return RowsAndCounts(spec) if spec.dtype in COARSE_DROP else PatternCounts(spec)
+    return Rows(spec)

@@ -22,8 +22,9 @@ CPU_OPTIONS: dict[str, Any] = {
 
 @cache
 def compiled_row_sums() -> Callable[..., Any]:
-    """`row_sums`, one program per number of rows."""
-    return jax.jit(row_sums, compiler_options=CPU_OPTIONS if jax.default_backend() == "cpu" else None)
+    """`row_sums`, one program per type and number of rows."""
+    options = CPU_OPTIONS if jax.default_backend() == "cpu" else None
+    return jax.jit(row_sums, static_argnames="dtype", compiler_options=options)
 
 
 @cache

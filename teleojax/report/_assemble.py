@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,8 @@ def fit(target: Any, *, families: Iterable[str] = DEFAULT_FAMILIES, **measure_op
     """Fit every tensor: the lognormal by maximum likelihood, its distance from equilibrium, the other families.
 
     `target` is what `measure` returned or anything that `measure` reads; then `measure_options` are those of
-    `measure` (include, exclude, min_size, budget_bytes, progress). `families` are names in FAMILIES; the lognormal is
-    always among them. A tensor without values, or without spread, has status "degenerate" and NaN where nothing
+    `measure` (include, exclude, min_size, histogram, budget_bytes, progress). `families` are names in FAMILIES; the
+    lognormal is always among them. A tensor without values, or without spread, has status "degenerate" and NaN where nothing
     exists; integer, empty and filtered tensors are listed as "skipped", unreadable ones as "failed".
 
     Raises UsageError for an unknown family, or options given with statistics already measured; else as `measure`.
@@ -90,15 +91,16 @@ def fit_statistics(
 
 def _fit_lognormals(usable: Mapping[str, TensorStats]) -> dict[str, tuple[LognormalFit, str | None]]:
     """The lognormal records, and a reason where the density, and so the potential gap, could not be had."""
-    moments = [stats.moments for stats in usable.values()]
+    counted = {name: s.histogram for name, s in usable.items() if s.histogram is not None}
+    moments = [usable[name].moments for name in counted]
     mu, sigma = np.asarray([m.mean for m in moments]), np.asarray([m.sigma for m in moments])
-    bins = [density_bins(s.histogram, m.mean, m.sigma) for s, m in zip(usable.values(), moments, strict=True)]
-    densities = penalised_log_density([b.edges for b in bins], [b.counts for b in bins], mu, sigma)
+    bins = [density_bins(h, m.mean, m.sigma) for h, m in zip(counted.values(), moments, strict=True)]
+    estimates = penalised_log_density([b.edges for b in bins], [b.counts for b in bins], mu, sigma)
+    densities = dict(zip(counted, estimates, strict=True))
     records = {}
-    for (name, stats), density in zip(usable.items(), densities, strict=True):
+    for name, stats in usable.items():
         m = stats.moments
         utility = utility_parameters(m.mean, m.sigma)
-        distances = lognormal_distances(stats.histogram, m.mean, m.sigma)
         record = LognormalFit(
             mu=m.mean,
             sigma=m.sigma,
@@ -107,15 +109,23 @@ def _fit_lognormals(usable: Mapping[str, TensorStats]) -> dict[str, tuple[Lognor
             alpha=utility.alpha,
             beta=utility.beta,
             h_star=utility.h_star(m.n),
-            kl_nats=density.kl_nats,
-            kl_se=density.kl_se,
-            dispersion=density.dispersion,
-            utility_low=density.utility_low,
-            utility_high=density.utility_high,
-            fisher=density.fisher,
-            ks=distances.ks,
-            w1_log=distances.w1_log,
-            r2=distances.r2,
         )
-        records[name] = (record, None if density.status == "ok" else f"no density estimate: {density.reason}")
+        reason = "no density estimate: only moments were taken"
+        if name in counted:
+            density = densities[name]
+            distances = lognormal_distances(counted[name], m.mean, m.sigma)
+            record = replace(
+                record,
+                kl_nats=density.kl_nats,
+                kl_se=density.kl_se,
+                dispersion=density.dispersion,
+                utility_low=density.utility_low,
+                utility_high=density.utility_high,
+                fisher=density.fisher,
+                ks=distances.ks,
+                w1_log=distances.w1_log,
+                r2=distances.r2,
+            )
+            reason = None if density.status == "ok" else f"no density estimate: {density.reason}"
+        records[name] = (record, reason)
     return records

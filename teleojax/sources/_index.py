@@ -48,6 +48,10 @@ class Storage(Protocol):
     size: int | None
     position: int
 
+    def prepare(self, start: int, stop: int) -> None:
+        """Make a later `window` of a mapped storage quick, if that takes anything; may be called from any thread."""
+        ...
+
     def window(self, start: int, stop: int, buffer: np.ndarray | None) -> np.ndarray:
         """Bytes [start, stop) as a uint8 array of that length.
 

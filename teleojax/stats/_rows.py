@@ -13,6 +13,7 @@ from teleojax.stats._logmoments import Partials
 
 LN2 = np.log(2.0)
 NARROW = 0.01  # variance of log2|w| below which float32 sums are not good to 1e-6; such rows are rare
+TINY = 1e-30  # mean of w² below which float32 squares lose what underflows
 FAR = 8.0  # octaves between a row's pivot and its mean beyond which the fourth powers lose too much
 
 
@@ -42,7 +43,6 @@ def row_moments(sums: RowSums) -> RowMoments:
         m2 = np.maximum(s2 - s1 * d, 0)
         m3 = s3 - 3 * d * s2 + 2 * d * d * s1
         m4 = s4 - 4 * d * s3 + 6 * d * d * s2 - 3 * d**3 * s1
-        scale = np.exp2(pivot)
         partials = Partials(
             n=n,
             n_zero=n_zero,
@@ -52,12 +52,12 @@ def row_moments(sums: RowSums) -> RowMoments:
             m2=m2 * LN2**2,
             m3=m3 * LN2**3,
             m4=m4 * LN2**4,
-            sum_x=u1 * scale,
-            sum_x2=u2 * scale * scale,
+            sum_x=u1,
+            sum_x2=u2,
             min=np.where(n > 0, min_bits.view(np.float32).astype(np.float64), np.inf),
             max=max_bits.view(np.float32).astype(np.float64),
         )
-        finite = np.isfinite(s4) & np.isfinite(u2)
+        in_range = np.isfinite(s4) & np.isfinite(u2) & (u2 > TINY * weight)
         strange = (min_bits < SMALLEST_NORMAL) | (max_bits >= INFINITY)
-        redo = (n > 0) & (strange | ~finite | (m2 < NARROW * weight) | (np.abs(d) > FAR))
+        redo = (n > 0) & (strange | ~in_range | (m2 < NARROW * weight) | (np.abs(d) > FAR))
     return RowMoments(partials, redo)

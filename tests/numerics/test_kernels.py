@@ -8,14 +8,30 @@ import numpy as np
 import pytest
 
 from teleojax.engine._compile import compiled_pattern_counts, compiled_row_sums
-from teleojax.kernels import pattern_counts, row_sums
-from teleojax.kernels._logmoments import _log2_mantissa
+from teleojax.kernels import RowSums, pattern_counts, row_sums
+from teleojax.kernels._logmoments import _log2_mantissa, float32_bits
 from teleojax.stats import careful_moments, row_moments
+from teleojax.stats._bithist import pattern_dtype, pattern_values
 from tests.arrays import PackedSource
 
 
 def rows(n_rows: int = 4, seed: int = 0) -> np.ndarray:
     return (np.random.default_rng(seed).standard_normal((n_rows, 8192)) * 0.02).astype(np.float32)
+
+
+def sums_of(values: np.ndarray) -> RowSums:
+    return compiled_row_sums()(values.view(pattern_dtype(values.dtype.name)), dtype=values.dtype.name)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_every_pattern_of_a_small_type_is_the_same_number_in_float32(dtype: str, compiled: bool) -> None:
+    patterns = np.arange(1 << (8 * pattern_dtype(dtype).itemsize)).astype(pattern_dtype(dtype)).reshape(1, -1)
+    function = jax.jit(float32_bits, static_argnames="dtype") if compiled else float32_bits
+    got = np.asarray(function(jnp.asarray(patterns), dtype=dtype)).view(np.float32)
+    want = pattern_values(dtype, patterns)
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+    np.testing.assert_array_equal(got[~np.isnan(want)].astype(np.float64), want[~np.isnan(want)])
 
 
 def test_log2_of_the_mantissa_is_good_to_float32() -> None:
@@ -27,7 +43,7 @@ def test_log2_of_the_mantissa_is_good_to_float32() -> None:
 
 def test_row_moments_match_float64() -> None:
     values = rows(64)
-    moments = row_moments(compiled_row_sums()(values.view(np.int32)))
+    moments = row_moments(sums_of(values))
     assert not moments.redo.any()
     for row, row_values in enumerate(values):
         want, got = careful_moments(row_values), moments.partials.take(np.asarray([row])).total()
@@ -45,21 +61,21 @@ def test_row_moments_match_float64() -> None:
 def test_rows_the_kernel_cannot_do_are_marked(value: float) -> None:
     values = rows(3)
     values[1, 4097] = value
-    redo = row_moments(compiled_row_sums()(values.view(np.int32))).redo
+    redo = row_moments(sums_of(values)).redo
     assert redo.tolist() == [False, True, False]
 
 
 def test_power_of_two_scaling_moves_the_pivot_and_no_other_bit() -> None:
     values = rows(8)
-    a, b = (row_moments(compiled_row_sums()(v.view(np.int32))).partials for v in (values, values * np.float32(2.0**-9)))
+    a, b = (row_moments(sums_of(v)).partials for v in (values, values * np.float32(2.0**-9)))
     for name in ("m2", "m3", "m4", "n_zero", "n_negative"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
     np.testing.assert_allclose(a.mean - b.mean, 9 * np.log(2), rtol=0, atol=1e-14)
 
 
 def test_jit_equals_eager_within_rounding() -> None:
-    bits = jnp.asarray(rows(2).view(np.int32))
-    eager, compiled = row_sums(bits), compiled_row_sums()(bits)
+    bits = jnp.asarray(rows(2).view(np.uint32))
+    eager, compiled = row_sums(bits, dtype="float32"), compiled_row_sums()(bits, dtype="float32")
     for name in ("pivot", "n_zero", "n_negative", "min_bits", "max_bits"):
         np.testing.assert_array_equal(getattr(eager, name), getattr(compiled, name))
     for name in ("s1", "s2", "s3", "s4", "u1", "u2"):

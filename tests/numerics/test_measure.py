@@ -164,3 +164,22 @@ def test_global_jax_configuration_is_untouched() -> None:
     before = dict(jax.config.values)
     tj.fit({"w": gaussian(100_000, "float32")})
     assert dict(jax.config.values) == before
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", [{}, {"shift": 3, "gap": 1, "stream": True}], ids=["aligned", "unaligned-stream"])
+def test_moments_alone(dtype: str, layout: dict) -> None:
+    arrays = awkward(dtype)
+    measured = tj.measure(PackedSource(arrays, **layout), histogram=False)
+    assert set(measured) == set(arrays)
+    for name, array in arrays.items():
+        assert_moments(measured[name].moments, array)
+        assert measured[name].histogram is None
+    report = tj.fit(measured)
+    fit = report["gaussian700001"]
+    assert fit.reason is not None
+    assert "only moments" in fit.reason
+    assert fit.lognormal is not None
+    assert np.isnan(fit.lognormal.kl_nats)
+    assert fit.lognormal.mu == fit.moments.mean
+    assert report.group_by("model")["packed"].stats.histogram is None
