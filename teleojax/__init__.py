@@ -10,6 +10,7 @@ from teleojax._version import __version__ as __version__
 from teleojax.engine import Measured as Measured
 from teleojax.engine import measure as measure
 from teleojax.families import FAMILIES as FAMILIES
+from teleojax.report import AxisReport as AxisReport
 from teleojax.report import LognormalFit as LognormalFit
 from teleojax.report import Report as Report
 from teleojax.report import TensorFit as TensorFit
@@ -17,6 +18,7 @@ from teleojax.report import fit as fit
 from teleojax.sources import Source as Source
 from teleojax.sources import TensorSpec as TensorSpec
 from teleojax.sources import open_source as open_source
+from teleojax.stats import AxisFit as AxisFit
 from teleojax.stats import BitHistogram as BitHistogram
 from teleojax.stats import LogMoments as LogMoments
 from teleojax.stats import TensorStats as TensorStats

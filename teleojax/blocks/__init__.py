@@ -12,3 +12,4 @@ from teleojax.blocks._plan import window_bytes as window_bytes
 from teleojax.blocks._prefetch import LoadedWindow as LoadedWindow
 from teleojax.blocks._prefetch import aligned_buffer as aligned_buffer
 from teleojax.blocks._prefetch import load_windows as load_windows
+from teleojax.sources._storage import ALIGNMENT as ALIGNMENT

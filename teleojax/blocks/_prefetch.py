@@ -11,8 +11,8 @@ import numpy as np
 from teleojax._errors import InputError
 from teleojax.blocks._plan import BUFFERS, GRID_BYTES, Window
 from teleojax.sources import Storage
+from teleojax.sources._storage import ALIGNMENT
 
-ALIGNMENT = 64  # JAX copies host memory that is not aligned to it
 SLACK = 64  # an unaligned tensor reaches past a window's end by less than a value
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from teleojax.blocks import BLOCK_ROWS
 from teleojax.sources import TensorSpec
-from teleojax.stats import BitHistogram, Partials, TensorStats, careful_moments
+from teleojax.stats import BitHistogram, Partials, TensorStats, careful_moments, careful_rows
 from teleojax.stats._bithist import COARSE_DROP, EXACT_SIZE, float_dtype, magnitude_mask, pattern_dtype
 
 SUMMED = ("float32", "bfloat16", "float16")  # the types whose rows the fast kernel sums
@@ -82,7 +82,7 @@ class Rows:
 
     def add_careful_row(self, bits: np.ndarray, row: int) -> None:
         """The moments alone of values in grid row `row`, in float64 on the host."""
-        self.add_rows(np.asarray([row]), careful_moments(bits.view(float_dtype(self._dtype))).as_partials())
+        self.add_rows(np.asarray([row]), careful_rows(bits.view(float_dtype(self._dtype)).reshape(1, -1)))
 
     def add_rows(self, rows: np.ndarray, partials: Partials) -> None:
         """Moments of whole rows, with the rows' numbers on the grid."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
 
-from teleojax.kernels import pattern_counts, row_sums
+from teleojax.kernels import pattern_counts, pattern_counts_sorted, row_fits, row_sums
+from teleojax.stats._rows import FAR, NARROW, TINY
 
 # Reassociating sums is what lets XLA vectorise them on a CPU. NaN and inf are asked of the bits, never of floats, but
 # the kernels' guards must not be optimised away. The options are given per program: no process-wide flag is touched.
@@ -23,11 +24,22 @@ CPU_OPTIONS: dict[str, Any] = {
 @cache
 def compiled_row_sums() -> Callable[..., Any]:
     """`row_sums`, one program per type and number of rows."""
-    options = CPU_OPTIONS if jax.default_backend() == "cpu" else None
-    return jax.jit(row_sums, static_argnames="dtype", compiler_options=options)
+    return jax.jit(row_sums, static_argnames="dtype", compiler_options=_options())
+
+
+@cache
+def compiled_row_fits() -> Callable[..., Any]:
+    """`row_fits`, one program per type and shape; it marks the rows that `row_moments` would."""
+    marking = partial(row_fits, narrow=NARROW, far=FAR, tiny=TINY)
+    return jax.jit(marking, static_argnames="dtype", compiler_options=_options())
+
+
+def _options() -> dict[str, Any] | None:
+    return CPU_OPTIONS if jax.default_backend() == "cpu" else None
 
 
 @cache
 def compiled_pattern_counts() -> Callable[..., Any]:
-    """`pattern_counts`, one program per item size and number of rows."""
-    return jax.jit(pattern_counts, static_argnames="n_bits")
+    """The counting kernel of the platform, one program per item size and number of rows."""
+    kernel = pattern_counts if jax.default_backend() == "cpu" else pattern_counts_sorted
+    return jax.jit(kernel, static_argnames="n_bits")

@@ -1,5 +1,8 @@
 """Pure functions from one block of weights to partial statistics; `engine` jits and runs them."""
 
 from teleojax.kernels._bithist import pattern_counts as pattern_counts
+from teleojax.kernels._bithist import pattern_counts_sorted as pattern_counts_sorted
 from teleojax.kernels._logmoments import RowSums as RowSums
 from teleojax.kernels._logmoments import row_sums as row_sums
+from teleojax.kernels._rowfits import RowFits as RowFits
+from teleojax.kernels._rowfits import row_fits as row_fits

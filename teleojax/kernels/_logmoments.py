@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float32, Int32, UInt
 
-RUNS, RUN = 4, 8  # values a row that choose its pivot: few runs, since each costs a cache line of its own
+SAMPLE, RUN_SPACING = 32, 2048  # values a row that choose its pivot, in few runs: each costs cache lines of its own
 USUAL_PIVOT = -6  # of a row whose sample holds no ordinary value: trained weights lie about 2^-6
 MAGNITUDE = 0x7FFFFFFF
 SMALLEST_NORMAL = 0x00800000
@@ -71,9 +71,9 @@ def _log2_mantissa(t: Array) -> Array:
 def _pivot(magnitude: Int32[Array, "rows cols"]) -> Int32[Array, " rows"]:
     """The mean exponent of the ordinary values in a sample of each row, within the range that 2^pivot has."""
     n_rows, n_cols = magnitude.shape
-    runs = min(RUNS, n_cols)
+    runs = max(1, min(4, n_cols // RUN_SPACING))
     spread = magnitude[:, : n_cols // runs * runs].reshape(n_rows, runs, -1)
-    sample = spread[:, :, :RUN].reshape(n_rows, -1)
+    sample = spread[:, :, : SAMPLE // runs].reshape(n_rows, -1)
     ordinary = (sample >= SMALLEST_NORMAL) & (sample < INFINITY)
     # one reduction for both: the biased exponents from bit 8 up, their number below it
     total = jnp.sum(jnp.where(ordinary, ((sample >> 23) << 8) + 1, 0), axis=1)

@@ -2,6 +2,7 @@
 
 from teleojax.report._assemble import DEFAULT_FAMILIES as DEFAULT_FAMILIES
 from teleojax.report._assemble import fit as fit
+from teleojax.report._axis import AxisReport as AxisReport
 from teleojax.report._finding import finding as finding
 from teleojax.report._report import GROUPINGS as GROUPINGS
 from teleojax.report._report import Report as Report

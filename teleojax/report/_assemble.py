@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from teleojax.diagnose import density_bins, lognormal_distances, penalised_log_density
-from teleojax.engine import Measured, measure
+from teleojax.engine import Measured, Selection, measure, measure_axis
 from teleojax.fits import families_by_name, maximum_likelihood
+from teleojax.report._axis import AxisReport
 from teleojax.report._report import Report
 from teleojax.report._result import LognormalFit, TensorFit
 from teleojax.sources._index import TensorSpec
@@ -22,18 +23,34 @@ from teleojax.teleo import utility_parameters
 DEFAULT_FAMILIES = ("lognormal", "halfnormal")
 
 
-def fit(target: Any, *, families: Iterable[str] = DEFAULT_FAMILIES, **measure_options: Any) -> Report:
+@overload
+def fit(target: Any, *, families: Iterable[str] = ..., axis: None = None, **measure_options: Any) -> Report: ...
+@overload
+def fit(target: Any, *, axis: int | tuple[int, ...], **measure_options: Any) -> AxisReport: ...
+def fit(
+    target: Any,
+    *,
+    families: Iterable[str] = DEFAULT_FAMILIES,
+    axis: int | tuple[int, ...] | None = None,
+    **measure_options: Any,
+) -> Report | AxisReport:
     """Fit every tensor: the lognormal by maximum likelihood, its distance from equilibrium, the other families.
 
     `target` is what `measure` returned or anything that `measure` reads; then `measure_options` are those of
     `measure` (include, exclude, min_size, histogram, budget_bytes, progress). `families` are names in FAMILIES; the
-    lognormal is always among them. A tensor without values, or without spread, has status "degenerate" and NaN where nothing
-    exists; integer, empty and filtered tensors are listed as "skipped", unreadable ones as "failed".
+    lognormal is always among them. A tensor without values, or without spread, has status "degenerate" and NaN where
+    nothing exists; integer, empty and filtered tensors are listed as "skipped", unreadable ones as "failed".
+
+    With `axis` every tensor is fitted once per index along that axis or those axes (0: per output neuron of a matrix
+    stored as (out, in)), lognormal only, and an AxisReport of arrays comes back; of the options it takes include,
+    exclude and min_size.
 
     Raises UsageError for an unknown family, or options given with statistics already measured; else as `measure`.
     """
     names = list(dict.fromkeys(["lognormal", *families]))
     families_by_name(names)
+    if axis is not None:
+        return AxisReport(*measure_axis(target, axis, Selection(**measure_options)), axis)
     if isinstance(target, Measured):
         if measure_options:
             raise TypeError(f"{', '.join(measure_options)}: the statistics are measured already")

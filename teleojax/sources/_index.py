@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,8 +17,8 @@ class TensorSpec:
     """One tensor of a source: what it is and where its bytes lie. No values are read to make one.
 
     `dtype` is the NumPy / ml_dtypes name ("float32", "bfloat16", "float8_e4m3fn", "int64", ...).
-    `storage` names the storage that holds the values, contiguous in C order and little-endian, from byte
-    `offset` on. `skip` says why the tensor cannot be measured ("integer type int64", "empty"); None if it can.
+    `storage` names the storage that holds the values, contiguous in `order` and little-endian, from byte `offset` on.
+    `skip` says why the tensor cannot be measured ("integer type int64", "empty"); None if it can.
     """
 
     name: str
@@ -28,6 +28,7 @@ class TensorSpec:
     offset: int
     nbytes: int
     skip: str | None = None
+    order: Literal["C", "F"] = "C"
 
     @property
     def size(self) -> int:

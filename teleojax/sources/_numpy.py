@@ -1,7 +1,7 @@
 """NumPy's `.npy` and `.npz`: headers are read with NumPy's own readers; nothing is ever unpickled.
 
-Values in Fortran order are left in the order of the file: no statistic depends on it. A stored member of an archive is
-read from the mapped archive itself, without its checksum; a compressed member is a stream whose checksum is verified.
+Values in Fortran order are left in the order of the file, which the specification names. A stored member of an archive
+is read from the mapped archive itself, without its checksum; a compressed one is a stream whose checksum is verified.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _stored_offset(f: io.BufferedReader, member: zipfile.ZipInfo, size: int, whe
 
 def _spec(read: Callable[[int], bytes], name: str, where: object, storage: str, base: int, size: int) -> TensorSpec:
     try:
-        dtype, shape, start = _read_header(read)
+        dtype, shape, fortran, start = _read_header(read)
         if not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError(f"shape {shape} is not valid")
     except OSError:
@@ -187,10 +187,11 @@ def _spec(read: Callable[[int], bytes], name: str, where: object, storage: str, 
             needed=f"{nbytes} for {dtype} of shape {shape} ({abs(missing)} {'missing' if missing > 0 else 'too many'})",
             remedy="Truncated, or several arrays in one file: copy it again, or save each array on its own.",
         )
-    return TensorSpec(name, shape, _dtype_name(dtype), storage, base + start, nbytes, _reason(dtype, shape))
+    reason, order = _reason(dtype, shape), "F" if fortran else "C"
+    return TensorSpec(name, shape, _dtype_name(dtype), storage, base + start, nbytes, reason, order)
 
 
-def _read_header(read: Callable[[int], bytes]) -> tuple[np.dtype, tuple[int, ...], int]:
+def _read_header(read: Callable[[int], bytes]) -> tuple[np.dtype, tuple[int, ...], bool, int]:
     first = read(12)
     prefix, field = (10, "<H") if first[6:7] == b"\x01" else (12, "<I")
     if len(first) < 12:
@@ -205,8 +206,8 @@ def _read_header(read: Callable[[int], bytes]) -> tuple[np.dtype, tuple[int, ...
         raise ValueError(f"version {version} of the format")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a header by Python 2, an odd escape in a literal
-        shape, _, dtype = READERS[version](head)
-    return dtype, shape, head.tell()
+        shape, fortran, dtype = READERS[version](head)
+    return dtype, shape, fortran, head.tell()
 
 
 def _dtype_name(dtype: np.dtype) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from teleojax._errors import CorruptInputError, InputError
 
+ALIGNMENT = 64  # of memory that a device reads in place
 AHEAD_BYTES = 4 << 20  # a cold file is read into the page cache in pieces of this size
 SKIP_BYTES = 1 << 20  # a gap in a stream is read and dropped in pieces of this size
 
@@ -141,15 +142,17 @@ class Stream:
 
 
 class Memory:
-    """The bytes of an array that is already in memory."""
+    """The bytes of an array that is already in memory.
 
-    mapped: bool = True
-    size: int | None
-    position: int = 0
+    Mapped where its address is aligned; elsewhere (as NumPy allocates large arrays) windows are copied to aligned
+    buffers, which a device that needs alignment would do itself, more slowly.
+    """
 
     def __init__(self, array: np.ndarray) -> None:
-        self._bytes = array.reshape(-1).view(np.uint8)
-        self.size = self._bytes.size
+        self._bytes = array.reshape(-1, order="A").view(np.uint8)
+        self.size: int | None = self._bytes.size
+        self.mapped = self._bytes.ctypes.data % ALIGNMENT == 0
+        self.position = self._bytes.size
 
     def __enter__(self) -> Memory:
         return self
@@ -160,6 +163,10 @@ class Memory:
     def prepare(self, start: int, stop: int) -> None:
         """Nothing: the bytes are there."""
 
-    def window(self, start: int, stop: int, buffer: np.ndarray | None) -> np.ndarray:  # noqa: ARG002
-        """A view of bytes [start, stop)."""
-        return self._bytes[start:stop]
+    def window(self, start: int, stop: int, buffer: np.ndarray | None) -> np.ndarray:
+        """Bytes [start, stop): a view, or a copy in `buffer`."""
+        view = self._bytes[start:stop]
+        if self.mapped or buffer is None:
+            return view
+        np.copyto(buffer[: stop - start], view)
+        return buffer[: stop - start]

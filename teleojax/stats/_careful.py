@@ -6,42 +6,44 @@ that float32 sums would lose their variance, and pieces of less than a row.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from teleojax.stats._logmoments import LogMoments
+from teleojax.stats._logmoments import LogMoments, Partials
 
 
 def careful_moments(values: np.ndarray) -> LogMoments:
     """LogMoments of a one-dimensional array of any floating-point type, every step in float64."""
+    return careful_rows(values.reshape(1, -1)).total() if values.size else LogMoments.zero()
+
+
+def careful_rows(values: np.ndarray) -> Partials:
+    """Log-moments of each row of a (rows, columns) array of any floating-point type, columns > 0, in float64."""
     finite = np.isfinite(values)
-    x = np.abs(values[finite].astype(np.float64))
-    nonzero = x > 0
-    x = x[nonzero]
-    n = len(x)
-    n_finite = int(np.count_nonzero(finite))
-    counts = {
-        "n": n,
-        "n_zero": n_finite - n,
-        "n_nonfinite": len(values) - n_finite,
-        "n_negative": int(np.count_nonzero(values[finite] < 0)),
-    }
-    if n == 0:
-        return LogMoments(**counts, mean=0.0, m2=0.0, m3=0.0, m4=0.0, sum_x=0.0, sum_x2=0.0, min=math.inf, max=0.0)
-    low, high = float(x.min()), float(x.max())
-    y = np.log(x)
-    mean = float(y.mean()) if low < high else math.log(low)  # equal values have no spread, not a rounding error's
-    d = y - mean if low < high else np.zeros(n)
+    with np.errstate(invalid="ignore"):  # signalling NaNs raise the flag and stay NaN
+        x = np.abs(values.astype(np.float64))
+        negative = values < 0
+    counted = finite & (x > 0)
+    n, n_finite = np.count_nonzero(counted, axis=1), np.count_nonzero(finite, axis=1)
+    y = np.log(np.where(counted, x, 1.0))
+    x = np.where(counted, x, 0.0)
+    low, high = np.where(counted, x, np.inf).min(axis=1), x.max(axis=1)
+    # equal values have no spread, not a rounding error's
+    mean = y.sum(axis=1) / np.maximum(n, 1)
+    same = low == high
+    mean[same] = np.log(low[same])
+    d = np.where(counted & ~same[:, None], y - mean[:, None], 0.0)
     d2 = d * d
     with np.errstate(over="ignore"):  # of float64 values past 1e154 the sums are inf, and rms then null
-        sum_x, sum_x2 = float(x.sum()), float(x @ x)
-    return LogMoments(
-        **counts,
+        sum_x, sum_x2 = x.sum(axis=1), np.einsum("ij,ij->i", x, x)
+    return Partials(
+        n=n,
+        n_zero=n_finite - n,
+        n_nonfinite=values.shape[1] - n_finite,
+        n_negative=np.count_nonzero(counted & negative, axis=1),
         mean=mean,
-        m2=float(d2.sum()),
-        m3=float((d2 * d).sum()),
-        m4=float((d2 * d2).sum()),
+        m2=d2.sum(axis=1),
+        m3=np.einsum("ij,ij->i", d2, d),
+        m4=np.einsum("ij,ij->i", d2, d2),
         sum_x=sum_x,
         sum_x2=sum_x2,
         min=low,

@@ -42,6 +42,11 @@ class Partials:
         """The entries at `index`, in that order."""
         return Partials(*(getattr(self, f.name)[index] for f in fields(Partials)))
 
+    def put(self, index: np.ndarray, other: Partials) -> None:
+        """Replace the entries at `index` by those of `other`, in place."""
+        for f in fields(Partials):
+            getattr(self, f.name)[index] = getattr(other, f.name)
+
     def combine(self, starts: Int[np.ndarray, " g"]) -> Partials:
         """Merge consecutive entries into groups that begin at `starts` (rising, first 0).
 

@@ -25,14 +25,14 @@ class RowMoments:
     redo: np.ndarray
 
 
-def row_moments(sums: RowSums) -> RowMoments:
-    """Float64 central moments of ln|w| per row of ROW values.
+def row_moments(sums: RowSums, n_columns: int = ROW) -> RowMoments:
+    """Float64 central moments of ln|w| per row of `n_columns` values.
 
     A row is marked for redoing when it holds a subnormal, NaN or inf (told by its extreme bits), when a sum left the
     range of float32, when ln|w| hardly varies in it, or when its pivot missed the bulk of its values.
     """
     n_zero = np.asarray(sums.n_zero).astype(np.int64)
-    n = ROW - n_zero
+    n = n_columns - n_zero
     weight = np.maximum(n, 1).astype(np.float64)
     pivot = np.asarray(sums.pivot).astype(np.float64)
     min_bits, max_bits = np.asarray(sums.min_bits), np.asarray(sums.max_bits)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from teleojax.engine._compile import compiled_pattern_counts, compiled_row_sums
-from teleojax.kernels import RowSums, pattern_counts, row_sums
+from teleojax.kernels import RowSums, pattern_counts, pattern_counts_sorted, row_sums
 from teleojax.kernels._logmoments import _log2_mantissa, float32_bits
 from teleojax.stats import careful_moments, row_moments
 from teleojax.stats._bithist import pattern_dtype, pattern_values
@@ -87,7 +87,7 @@ def test_pattern_counts_are_exact(dtype: type, n_bits: int) -> None:
     bits = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (6, 8192), dtype, endpoint=True)
     shift = 8 * bits.itemsize - n_bits
     want = np.bincount((bits[1:5] >> shift).ravel(), minlength=1 << n_bits)
-    for function in (pattern_counts, compiled_pattern_counts()):
+    for function in (pattern_counts, compiled_pattern_counts(), pattern_counts_sorted):
         np.testing.assert_array_equal(function(jnp.asarray(bits), jnp.int32(1), jnp.int32(5), n_bits=n_bits), want)
 
 
