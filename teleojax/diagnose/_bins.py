@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float
 
 from teleojax.stats import BitHistogram
-from teleojax.stats._bithist import pattern_values
 
 WIDTH = 0.05  # of a bin, in standard deviations of y
 CENTRE = 8.0  # standard deviations either side of mu that bins of that width cover; beyond, each is GROWTH times wider
@@ -49,7 +48,7 @@ def density_bins(histogram: BitHistogram, mu: float, sigma: float) -> Bins:
 def _cell_edges(histogram: BitHistogram, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Edges of cells, the one that begins at zero beginning at half the smallest number instead."""
     lower, upper = histogram.edges(keys)
-    return np.maximum(lower, pattern_values(histogram.dtype, np.ones(1, np.int64))[0] / 2), upper
+    return np.maximum(lower, histogram.smallest / 2), upper
 
 
 def _even_edges(low: float, high: float) -> Float[np.ndarray, " m"]:

@@ -48,7 +48,7 @@ class PatternCounts:
     sums = False
 
     def __init__(self, spec: TensorSpec) -> None:
-        self._dtype = spec.dtype
+        self._dtype, self._scale = spec.dtype, spec.scale
         self.n_bits = 8 * pattern_dtype(spec.dtype).itemsize
         self._counts = np.zeros(1 << self.n_bits, np.int64)
 
@@ -62,7 +62,7 @@ class PatternCounts:
 
     def finish(self) -> TensorStats:
         """The statistics of all that was added."""
-        return TensorStats.from_pattern_counts(self._dtype, self._counts)
+        return TensorStats.from_pattern_counts(self._dtype, self._counts, self._scale)
 
 
 class Rows:

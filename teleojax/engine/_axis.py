@@ -41,7 +41,7 @@ def measure_axis(
     for storage in source.storages:
         if mine := tuple(by_storage(wanted, storage)):
             with source.open(storage) as opened:
-                fits |= {spec.name: _fit_along(_bits(opened, spec), spec.dtype, axes) for spec in mine}
+                fits |= {spec.name: _fit_along(*_bits(opened, spec), axes) for spec in mine}
     return {s.name: fits[s.name] for s in specs if s.name in fits}, skipped
 
 
@@ -53,14 +53,20 @@ def _reason(spec: TensorSpec, axes: tuple[int, ...], select: Selection) -> str |
     return f"no axis {missing[0]} in shape {spec.shape}" if missing else None
 
 
-def _bits(storage: Storage, spec: TensorSpec) -> np.ndarray:
-    """The tensor's bit patterns in its shape: a view where the bytes are mapped and aligned, else a copy."""
+def _bits(storage: Storage, spec: TensorSpec) -> tuple[np.ndarray, str]:
+    """The tensor's bit patterns in its shape, and their type; quantised integers become float32.
+
+    A view where the bytes are mapped and aligned, else a copy.
+    """
     buffer = None if storage.mapped else aligned_buffer(spec.nbytes)
     raw = storage.window(spec.offset, spec.offset + spec.nbytes, buffer)
     dtype = pattern_dtype(spec.dtype)
     if raw.ctypes.data % dtype.itemsize:
         raw = raw.copy()
-    return raw.view(dtype).reshape(spec.shape, order=spec.order)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    bits = raw.view(dtype).reshape(spec.shape, order=spec.order)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    if spec.dtype == "int8":
+        return (bits.view(np.int8) * np.float32(spec.scale)).view(np.uint32), "float32"
+    return bits, spec.dtype
 
 
 def _fit_along(bits: np.ndarray, dtype: str, axes: tuple[int, ...]) -> AxisFit:

@@ -27,7 +27,7 @@ def pattern_counts(
 def pattern_counts_sorted(
     bits: UInt[Array, "rows cols"], first: Shaped[Array, ""], stop: Shaped[Array, ""], *, n_bits: int
 ) -> Int32[Array, " bins"]:
-    """The same counts for an accelerator: a sort of the keys, then a search for each bin's end; nothing is scattered."""
+    """The same counts for an accelerator: sort the keys, then search for each bin's end; nothing is scattered."""
     row = lax.broadcasted_iota(jnp.int32, bits.shape, 0)
     wanted = (row >= first) & (row < stop)
     narrow = jnp.uint8 if n_bits == 8 else jnp.uint16  # few bits make a radix sort short

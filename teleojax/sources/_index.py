@@ -19,6 +19,7 @@ class TensorSpec:
     `dtype` is the NumPy / ml_dtypes name ("float32", "bfloat16", "float8_e4m3fn", "int64", ...).
     `storage` names the storage that holds the values, contiguous in `order` and little-endian, from byte `offset` on.
     `skip` says why the tensor cannot be measured ("integer type int64", "empty"); None if it can.
+    Quantised integers stand for themselves times `scale`.
     """
 
     name: str
@@ -29,6 +30,7 @@ class TensorSpec:
     nbytes: int
     skip: str | None = None
     order: Literal["C", "F"] = "C"
+    scale: float = 1.0
 
     @property
     def size(self) -> int:

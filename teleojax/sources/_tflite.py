@@ -47,7 +47,8 @@ class TfliteSource:
     """Every tensor of every subgraph that has a constant buffer; tensors that share a buffer are listed once.
 
     Names are kept as they are (";" joins the names of fused operations); a name that repeats gets "#1", "#2", ...
-    Integers, quantised or not, sparse tensors and tensors whose buffer does not fit their shape are listed as skipped.
+    int8 with one scale and no zero point is read as numbers. Other integers, sparse tensors and tensors whose buffer
+    does not fit their shape are listed as skipped.
     Raises MissingExtraError without the `tflite` package, InputError when the file cannot be opened,
     CorruptInputError when it is damaged.
     """
@@ -130,7 +131,8 @@ class _Scan:
             raise _damaged(f"{self.path}: tensor {name!r}", f"a constant of shape {shape}")
         dtype, itemsize = TYPES.get(tensor.Type(), (f"type {tensor.Type()}", 0))
         skip = _reason(tensor, dtype, itemsize, shape, nbytes)
-        return TensorSpec(name, shape, dtype, str(self.path), offset, nbytes, skip)
+        scale = float(tensor.Quantization().Scale(0)) if dtype == "int8" and skip is None else 1.0
+        return TensorSpec(name, shape, dtype, str(self.path), offset, nbytes, skip, scale=scale)
 
 
 def _reason(tensor: Any, dtype: str, itemsize: int, shape: tuple[int, ...], nbytes: int) -> str | None:
@@ -138,14 +140,25 @@ def _reason(tensor: Any, dtype: str, itemsize: int, shape: tuple[int, ...], nbyt
         return "sparse"
     if dtype.startswith(("int", "uint")):
         quantisation = tensor.Quantization()
-        if quantisation is not None and quantisation.ScaleLength():
-            return f"quantised {dtype} (not read yet)"
-        return skip_reason(dtype, shape)
+        n_scales = 0 if quantisation is None else quantisation.ScaleLength()
+        if quantisation is None or not n_scales:
+            return skip_reason(dtype, shape)
+        if dtype != "int8" or n_scales > 1:
+            return f"quantised {dtype} with {n_scales} scales (not read yet)"
+        if quantisation.ZeroPointLength() and quantisation.ZeroPoint(0):
+            return "quantised int8 with a zero point that is not 0"
+        if not 0 < quantisation.Scale(0) < math.inf:
+            return f"quantised int8 with the scale {quantisation.Scale(0)}"
+        return _size_reason(dtype, itemsize, shape, nbytes)
     if not itemsize:
         return f"{dtype} is not a number" if not dtype.startswith("type") else f"unknown {dtype}"
+    return _size_reason(dtype, itemsize, shape, nbytes) or skip_reason(dtype, shape)
+
+
+def _size_reason(dtype: str, itemsize: int, shape: tuple[int, ...], nbytes: int) -> str | None:
     if math.prod(shape) * itemsize != nbytes:
         return f"{nbytes} bytes of {dtype} do not fill the shape {shape}"
-    return skip_reason(dtype, shape)
+    return None
 
 
 def _bounded(where: object, n: int, limit: int, what: str) -> int:

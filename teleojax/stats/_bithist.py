@@ -18,13 +18,20 @@ def pattern_dtype(dtype: str) -> np.dtype:
 
 
 def float_dtype(dtype: str) -> np.dtype:
-    """The NumPy or ml_dtypes type of that name."""
+    """The NumPy or ml_dtypes type of that name (int8 too, where integers stand for numbers on a scale)."""
     return np.dtype(getattr(ml_dtypes, dtype, dtype))
 
 
 def magnitude_mask(dtype: str) -> int:
     """All bits but the sign."""
     return (1 << (8 * float_dtype(dtype).itemsize - 1)) - 1
+
+
+def magnitude_keys(dtype: str, patterns: np.ndarray) -> np.ndarray:
+    """The key of the magnitude of each bit pattern: the pattern less its sign; of an integer, its absolute value."""
+    if dtype == "int8":
+        return np.abs(pattern_values(dtype, patterns)).astype(np.int64)
+    return patterns & magnitude_mask(dtype)
 
 
 def pattern_values(dtype: str, patterns: np.ndarray) -> np.ndarray:
@@ -40,18 +47,20 @@ class BitHistogram:
     `keys` (rising int64) are the bit patterns of |w| in `dtype` shifted right by `drop`; `counts` (int64) are positive.
     With drop = 0 it is lossless: each key is one value. Otherwise a cell holds the magnitudes from pattern
     key << drop up to, not including, (key + 1) << drop. Every float has a cell: no range is chosen, nothing is clipped.
+    Quantised integers ("int8") have their absolute values as keys; a key stands for key · `scale`.
     """
 
     dtype: str
     drop: int
     keys: Int[np.ndarray, " k"]
     counts: Int[np.ndarray, " k"]
+    scale: float = 1.0
 
     def __eq__(self, other: object) -> bool:
         """Same type, cells and counts."""
         if not isinstance(other, BitHistogram):
             return NotImplemented
-        same = (self.dtype, self.drop) == (other.dtype, other.drop)
+        same = (self.dtype, self.drop, self.scale) == (other.dtype, other.drop, other.scale)
         return same and np.array_equal(self.keys, other.keys) and np.array_equal(self.counts, other.counts)
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
@@ -68,12 +77,14 @@ class BitHistogram:
         return BitHistogram(dtype, drop, keys, counts[keys].astype(np.int64))
 
     @staticmethod
-    def from_keys(dtype: str, drop: int, keys: np.ndarray, counts: np.ndarray | None = None) -> BitHistogram:
+    def from_keys(
+        dtype: str, drop: int, keys: np.ndarray, counts: np.ndarray | None = None, scale: float = 1.0
+    ) -> BitHistogram:
         """From keys in any order, repeats allowed; each counts 1 unless `counts` says otherwise."""
         found, where = np.unique(keys.astype(np.int64), return_inverse=True)
         total = np.zeros(len(found), np.int64)
         np.add.at(total, where, 1 if counts is None else counts)
-        return BitHistogram(dtype, drop, found, total)
+        return BitHistogram(dtype, drop, found, total, scale)
 
     @property
     def n(self) -> int:
@@ -95,6 +106,8 @@ class BitHistogram:
             upper = pattern_values(self.dtype, (keys + 1) << self.drop)
             lower = pattern_values(self.dtype, keys << self.drop)
             return lower, np.where(np.isfinite(upper), upper, 2 * lower)
+        if self.dtype == "int8":
+            return (keys - 0.5) * self.scale, (keys + 0.5) * self.scale
         value, below, above = (pattern_values(self.dtype, np.maximum(keys + i, 0)) for i in (0, -1, 1))
         # past the largest finite number the next pattern is inf or NaN: that cell is as wide above as it is below
         step = np.where(np.isfinite(above), above - value, value - below)
@@ -102,10 +115,17 @@ class BitHistogram:
 
     def values(self) -> Float[np.ndarray, " k"]:
         """One |w| per cell: the value itself when lossless, else the middle of the cell."""
+        if self.dtype == "int8":
+            return self.keys * self.scale
         if self.lossless:
             return pattern_values(self.dtype, self.keys)
         lower, upper = self.edges()
         return lower + (upper - lower) / 2
+
+    @property
+    def smallest(self) -> float:
+        """The smallest magnitude that the type can hold, other than zero."""
+        return self.scale if self.dtype == "int8" else float(pattern_values(self.dtype, np.ones(1, np.int64))[0])
 
     def coarsen(self, drop: int) -> BitHistogram:
         """The same counts in cells with `drop` low bits dropped, drop ≥ self.drop."""
@@ -131,7 +151,7 @@ class BitHistogram:
         Histograms of unlike types meet in float32 (float64 if either is) at the coarse resolution.
         """
         a, b = self, other
-        if a.dtype != b.dtype:
+        if (a.dtype, a.scale) != (b.dtype, b.scale):
             if not len(b.keys) or not len(a.keys):
                 return a if len(a.keys) else b
             wide = "float64" if "float64" in (a.dtype, b.dtype) else "float32"
@@ -139,4 +159,4 @@ class BitHistogram:
         drop = max(a.drop, b.drop)
         a, b = a.coarsen(drop), b.coarsen(drop)
         keys, counts = np.concatenate([a.keys, b.keys]), np.concatenate([a.counts, b.counts])
-        return BitHistogram.from_keys(a.dtype, drop, keys, counts)
+        return BitHistogram.from_keys(a.dtype, drop, keys, counts, a.scale)

@@ -7,7 +7,7 @@ from functools import cache, reduce
 
 import numpy as np
 
-from teleojax.stats._bithist import BitHistogram, magnitude_mask, pattern_dtype, pattern_values
+from teleojax.stats._bithist import BitHistogram, magnitude_keys, pattern_dtype, pattern_values
 from teleojax.stats._logmoments import LogMoments, Partials
 
 
@@ -33,13 +33,16 @@ class TensorStats:
         return TensorStats(LogMoments.zero(), BitHistogram.zero(dtype))
 
     @staticmethod
-    def from_pattern_counts(dtype: str, counts: np.ndarray) -> TensorStats:
-        """From counts of all bit patterns (sign included) of an 8- or 16-bit type: lossless, so exact moments too."""
+    def from_pattern_counts(dtype: str, counts: np.ndarray, scale: float = 1.0) -> TensorStats:
+        """From counts of all bit patterns (sign included) of an 8- or 16-bit type: lossless, so exact moments too.
+
+        `scale` is what a step of a quantised integer ("int8") stands for.
+        """
         seen = np.flatnonzero(counts)
         counts, values = counts[seen], _all_values(dtype)[seen]
         finite = np.isfinite(values)
         counted = finite & (values != 0)
-        histogram = BitHistogram.from_keys(dtype, 0, seen[counted] & magnitude_mask(dtype), counts[counted])
+        histogram = BitHistogram.from_keys(dtype, 0, magnitude_keys(dtype, seen[counted]), counts[counted], scale)
         x, c = histogram.values(), histogram.counts.astype(np.float64)
         n = histogram.n
         y = np.log(x)

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import tflite
 
+import teleojax as tj
 from teleojax._errors import CorruptInputError, InputError, MissingExtraError, TeleojaxError
 from teleojax.sources._index import Source, by_storage
 from teleojax.sources._tflite import TYPES, TfliteSource
+from tests.reference import assert_moments
 
 T = tflite.TensorType
 
@@ -109,6 +111,7 @@ W = np.arange(6, dtype=np.float32).reshape(2, 3)
 H = np.linspace(-1, 1, 4).astype(np.float16)
 D = np.array(2.5)
 B = np.ones((2, 2), ml_dtypes.bfloat16)
+Q = np.ones(4, np.int8)
 MIXED = build(
     [
         [
@@ -117,6 +120,7 @@ MIXED = build(
             Tensor("half", (4,), T.FLOAT16, 2),
             Tensor("paddings", (2,), T.INT32, 3),
             Tensor("quantised", (4,), T.INT8, 4, scales=(0.5,)),
+            Tensor("per channel", (2, 2), T.INT8, 12, scales=(0.5, 0.25)),
             Tensor("sparse", (4,), T.FLOAT32, 5, sparse=True),
         ],
         [
@@ -142,6 +146,7 @@ MIXED = build(
         b"abcd",
         b"efgh",
         b"\5",
+        b"\6" * 4,
     ],
 )
 
@@ -153,7 +158,8 @@ def test_constants_are_read_and_the_rest_is_listed(tmp_path):
         "conv/w;conv/bn": None,
         "half": None,
         "paddings": "integer type int32",
-        "quantised": "quantised int8 (not read yet)",
+        "quantised": None,
+        "per channel": "quantised int8 with 2 scales (not read yet)",
         "sparse": "sparse",
         "half#1": None,
         "half#2": None,
@@ -162,7 +168,7 @@ def test_constants_are_read_and_the_rest_is_listed(tmp_path):
         "future": "unknown type 99",
         "subgraph1.tensor6": "integer type int4",
     }
-    values = {"conv/w;conv/bn": W, "half": H, "half#1": D, "half#2": B}
+    values = {"conv/w;conv/bn": W, "half": H, "half#1": D, "half#2": B, "quantised": Q}
     assert read_values(source) == {n: a.tobytes() for n, a in values.items()}
     assert {s.name: (s.dtype, s.shape) for s in source.specs if s.skip is None} == {
         n: (a.dtype.name, a.shape) for n, a in values.items()
@@ -277,3 +283,28 @@ def test_a_file_that_may_not_be_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(InputError, match="Permission denied"):
         TfliteSource(tmp_path / "m.tflite")
+
+
+def test_int8_with_a_scale_is_measured_as_numbers(tmp_path):
+    rng = np.random.default_rng(0)
+    scale = np.float32(0.0123)
+    steps = np.clip(np.rint(rng.normal(0, 30, 50_000)), -128, 127).astype(np.int8)
+    steps[:3] = -128, 127, 0
+    path = tmp_path / "m.tflite"
+    path.write_bytes(build([[Tensor("w", (500, 100), T.INT8, 1, scales=(scale,))]], [b"", steps.tobytes()]))
+    stats = tj.measure(path)["w"]
+    values = steps.astype(np.float64) * float(scale)
+    assert_moments(stats.moments, values)
+    np.testing.assert_allclose(stats.histogram.values(), np.unique(np.abs(values[values != 0])), rtol=1e-12)
+    lower, upper = stats.histogram.edges()
+    np.testing.assert_allclose((lower + upper) / 2, stats.histogram.values(), rtol=1e-12)
+    np.testing.assert_allclose(upper - lower, float(scale), rtol=1e-9)
+    twice = stats.merge(stats)
+    assert twice.histogram.scale == float(scale)
+    assert twice.histogram.n == 2 * np.count_nonzero(values)
+    fit = tj.fit(path)["w"].lognormal
+    exact = np.abs(rng.normal(0, 30, 400_000))
+    unrounded = tj.fit({"w": exact[(exact > 0.5) & (exact < 127.5)].astype(np.float32)})["w"].lognormal
+    assert abs(fit.kl_nats - unrounded.kl_nats) < 4 * fit.kl_se + 0.003
+    along = tj.fit(path, axis=0)["w"]
+    np.testing.assert_allclose(along.mu[7], np.log(np.abs(values[700:800][values[700:800] != 0])).mean(), rtol=1e-5)
