@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,27 +45,26 @@ def aligned_buffer(n_bytes: int) -> np.ndarray:
     return raw[start : start + n_bytes]
 
 
-def load_windows(storage: Storage, windows: Sequence[Window], length: int) -> Iterator[LoadedWindow]:
+def load_windows(storage: Storage, windows: Sequence[Window], length: int, reader: Executor) -> Iterator[LoadedWindow]:
     """The windows in order. Each is valid until the next but one is asked for.
 
     A mapped storage yields views that reach back from the window's end to `length` bytes where the storage has them,
-    so that calls of one size serve the last window too. Either kind is read ahead by one thread: a file into the page
-    cache, any other storage into BUFFERS buffers.
+    so that calls of one size serve the last window too. Either kind is read ahead by the one thread of `reader`: a file
+    into the page cache, any other storage into BUFFERS buffers.
     Raises what `Storage.window` raises, after yielding those pieces of the failed window that were read whole.
     """
     if storage.mapped:
-        with ThreadPoolExecutor(1, thread_name_prefix="teleojax-read") as reader:
-            ahead = [reader.submit(storage.prepare, w.start, w.stop) for w in windows[:BUFFERS]]
-            for index, window in enumerate(windows):
-                if index + BUFFERS < len(windows):
-                    later = windows[index + BUFFERS]
-                    ahead.append(reader.submit(storage.prepare, later.start, later.stop))
-                ahead.pop(0).result()
-                first = min(window.start, max(0, (window.stop - length) // GRID_BYTES * GRID_BYTES))
-                yield LoadedWindow(window, first, storage.window(first, window.stop, None))
+        ahead = [reader.submit(storage.prepare, w.start, w.stop) for w in windows[:BUFFERS]]
+        for index, window in enumerate(windows):
+            if index + BUFFERS < len(windows):
+                later = windows[index + BUFFERS]
+                ahead.append(reader.submit(storage.prepare, later.start, later.stop))
+            ahead.pop(0).result()
+            first = min(window.start, max(0, (window.stop - length) // GRID_BYTES * GRID_BYTES))
+            yield LoadedWindow(window, first, storage.window(first, window.stop, None))
         return
-    longest = max(w.stop for w in windows) if len(windows) == 1 else length
-    buffers = [aligned_buffer(min(longest, length) + SLACK) for _ in range(BUFFERS)]
+    longest = windows[0].stop if len(windows) == 1 else length
+    buffers = [aligned_buffer(min(longest, length) + SLACK) for _ in range(min(BUFFERS, len(windows)))]
 
     def fill(index: int) -> tuple[LoadedWindow, InputError | None]:
         window, buffer = windows[index], buffers[index % len(buffers)]
@@ -76,15 +75,13 @@ def load_windows(storage: Storage, windows: Sequence[Window], length: int) -> It
             return LoadedWindow(replace(window, pieces=whole), window.start, buffer), e
         return LoadedWindow(window, window.start, buffer), None
 
-    with ThreadPoolExecutor(1, thread_name_prefix="teleojax-read") as reader:
-        ahead = [reader.submit(fill, i) for i in range(min(len(buffers) - 1, len(windows)))]
-        for index in range(len(windows)):
-            loaded, error = ahead.pop(0).result()
-            if loaded.window.pieces:
-                yield loaded
-            if error is not None:
-                raise error
-            # the window before this one has been collected by now: its buffer takes the one after the next
-            following = index + len(buffers) - 1
-            if following < len(windows):
-                ahead.append(reader.submit(fill, following))
+    filling = [reader.submit(fill, i) for i in range(min(BUFFERS - 1, len(windows)))]
+    for index in range(len(windows)):
+        loaded, error = filling.pop(0).result()
+        if loaded.window.pieces:
+            yield loaded
+        if error is not None:
+            raise error
+        # the window before this one has been collected by now: its buffer takes the one after the next
+        if index + BUFFERS - 1 < len(windows):
+            filling.append(reader.submit(fill, index + BUFFERS - 1))

@@ -38,8 +38,9 @@ def measure_axis(
     skipped = {s.name: reason for s in specs if (reason := _reason(s, axes, select)) is not None}
     wanted = tuple(s for s in source.specs if s.name not in skipped)
     fits: dict[str, AxisFit] = {}
+    groups = by_storage(wanted)
     for storage in source.storages:
-        if mine := tuple(by_storage(wanted, storage)):
+        if mine := groups.get(storage):
             with source.open(storage) as opened:
                 fits |= {spec.name: _fit_along(*_bits(opened, spec), axes) for spec in mine}
     return {s.name: fits[s.name] for s in specs if s.name in fits}, skipped

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +59,11 @@ class Selection:
     include: str | None = None
     exclude: str | None = None
     min_size: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a pattern that is none, whether or not there is a tensor to try it on."""
+        for option in ("include", "exclude"):
+            _pattern(option, getattr(self, option) or "")
 
     def reason(self, spec: TensorSpec) -> str | None:
         """Why a tensor is left out, or None."""
@@ -115,13 +120,15 @@ def measure(
     stats: dict[str, TensorStats] = {}
     failed: dict[str, str] = {}
     error: InputError | None = None
-    with ThreadPoolExecutor(_cores(), thread_name_prefix="teleojax-count") as threads:
-        for storage in source.storages:
-            mine = tuple(by_storage(wanted, storage))
-            if not mine:
-                continue
+    groups = by_storage(wanted)
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="teleojax-read") as reader,
+        ThreadPoolExecutor(_cores(), thread_name_prefix="teleojax-count") as counters,
+    ):
+        for storage in (s for s in source.storages if s in groups):
+            mine = groups[storage]
             try:
-                for finished, n_bytes in _measure_storage(source, storage, mine, length, histogram, threads):
+                for finished, n_bytes in _measure_storage(source, storage, mine, length, histogram, reader, counters):
                     stats.update(finished)
                     done += n_bytes
                     if progress is not None:
@@ -136,7 +143,13 @@ def measure(
 
 
 def _measure_storage(
-    source: Source, storage: str, specs: tuple[TensorSpec, ...], length: int, histogram: bool, threads: Executor
+    source: Source,
+    storage: str,
+    specs: Sequence[TensorSpec],
+    length: int,
+    histogram: bool,
+    reader: Executor,
+    counters: Executor,
 ) -> Iterator[tuple[dict[str, TensorStats], int]]:
     """After each window: the tensors that are complete, and how many bytes of tensors the window held.
 
@@ -151,7 +164,7 @@ def _measure_storage(
         for piece in pieces:
             if piece.tensor not in active:
                 active[piece.tensor] = accumulator(specs[piece.tensor], histogram=histogram)
-        collect = accumulate_window(loaded, specs, active, length, threads)
+        collect = accumulate_window(loaded, specs, active, length, counters)
 
         def end() -> tuple[dict[str, TensorStats], int]:
             collect()
@@ -166,7 +179,7 @@ def _measure_storage(
     with source.open(storage) as opened:
         begun: Callable[[], tuple[dict[str, TensorStats], int]] | None = None
         try:
-            for number, loaded in enumerate(load_windows(opened, windows, length)):
+            for number, loaded in enumerate(load_windows(opened, windows, length, reader)):
                 before, begun = begun, begin(number, loaded)
                 if before is not None:
                     yield before()

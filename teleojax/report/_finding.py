@@ -50,6 +50,9 @@ def finding(report: Report) -> str:
         f"nearest {nearest.kl_nats:.4f} ({nearest.result.name}), "
         f"farthest {farthest.kl_nats:.4f} ({farthest.result.name})."
     )
+    (pooled,) = report.group_by("model").values()
+    if pooled.lognormal is not None and math.isfinite(pooled.lognormal.kl_nats):
+        text += f" Pooled, the weights of all tensors together lie at {pooled.lognormal.kl_nats:.4f}."
     rivals = [g for g in large if g.result.best_family not in (None, "lognormal")]
     if rivals:
         gain = sum(g.n * g.result.delta_nats for g in rivals) / sum(g.n for g in rivals)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -103,10 +103,12 @@ def skip_reason(dtype: str, shape: tuple[int, ...]) -> str | None:
     return None
 
 
-def by_storage(specs: tuple[TensorSpec, ...], storage: str) -> Iterator[TensorSpec]:
-    """The measurable tensors of one storage, in file order."""
-    mine = (s for s in specs if s.storage == storage and s.skip is None)
-    yield from sorted(mine, key=lambda s: (s.offset, s.name))
+def by_storage(specs: Iterable[TensorSpec]) -> dict[str, list[TensorSpec]]:
+    """The measurable tensors of each storage that has any, in file order."""
+    groups: dict[str, list[TensorSpec]] = {}
+    for spec in sorted((s for s in specs if s.skip is None), key=lambda s: (s.offset, s.name)):
+        groups.setdefault(spec.storage, []).append(spec)
+    return groups
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:

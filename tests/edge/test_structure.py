@@ -18,9 +18,9 @@ ROOMS = (
     "train", "report", "bench", "cli",
 )  # fmt: skip
 PUBLIC = {
-    "AxisFit", "AxisReport", "BitHistogram", "CorruptInputError", "FAMILIES", "InputError", "LogMoments", "LognormalFit",
-    "Measured", "MissingExtraError", "Report", "Source", "TeleojaxError", "TensorFit", "TensorSpec", "TensorStats", "UsageError",
-    "fit", "measure", "merge", "open_source", "teleo",
+    "AxisFit", "AxisReport", "BitHistogram", "CorruptInputError", "FAMILIES", "InputError", "LogMoments",
+    "LognormalFit", "Measured", "MissingExtraError", "Report", "Source", "TeleojaxError", "TensorFit",
+    "TensorSpec", "TensorStats", "UsageError", "fit", "measure", "merge", "open_source", "teleo",
 }  # fmt: skip
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "__main__.py") or p.parent != PACKAGE)
 

@@ -26,7 +26,7 @@ def read_values(source: Source, step: int = 1000) -> dict[str, bytes]:
     out: dict[str, bytes] = {}
     for storage in source.storages:
         with source.open(storage) as opened:
-            for spec in by_storage(source.specs, storage):
+            for spec in by_storage(source.specs).get(storage, ()):
                 value, end = b"", spec.offset + spec.nbytes
                 for start in range(spec.offset, end, step):
                     stop = min(start + step, end)

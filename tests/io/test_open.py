@@ -35,7 +35,7 @@ def read_values(source: Source) -> dict[str, bytes]:
     out = {}
     for storage in source.storages:
         with source.open(storage) as opened:
-            for s in by_storage(source.specs, storage):
+            for s in by_storage(source.specs).get(storage, ()):
                 buffer = np.empty(s.nbytes, np.uint8)
                 out[s.name] = opened.window(s.offset, s.offset + s.nbytes, buffer).tobytes()
     return out

@@ -96,7 +96,7 @@ def read_values(source: Source) -> dict[str, bytes]:
     out = {}
     for storage in source.storages:
         with source.open(storage) as opened:
-            for s in by_storage(source.specs, storage):
+            for s in by_storage(source.specs).get(storage, ()):
                 out[s.name] = opened.window(s.offset, s.offset + s.nbytes, None).tobytes()
     return out
 
