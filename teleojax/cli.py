@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -71,6 +72,9 @@ def cli() -> None:
 @click.option("--include", metavar="RE", help="Measure only tensors whose name this regular expression matches.")
 @click.option("--exclude", metavar="RE", help="Leave out tensors whose name this regular expression matches.")
 @click.option("--min-size", type=click.IntRange(min=0), default=0, metavar="N", help="Leave out smaller tensors.")
+@click.option("--axis", multiple=True, type=int, metavar="N",
+              help="Fit once per index along this axis (0: per output neuron). May be repeated.")  # fmt: skip
+@click.option("--moments-only", is_flag=True, help="No histograms: no distance from equilibrium, twice the speed.")
 @click.option("--format", "form", type=click.Choice(tuple(FORMATS)),
               help="Default: by the ending of the output file, else a table.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
@@ -83,6 +87,8 @@ def fit_command(
     include: str | None,
     exclude: str | None,
     min_size: int,
+    axis: tuple[int, ...],
+    moments_only: bool,
     form: str | None,
     output: Path | None,
     budget: int | None,
@@ -98,12 +104,14 @@ def fit_command(
     cat model.safetensors | teleojax fit - --format jsonl > model.jsonl
 
     In the table, kl nats is the distance from arbitrage equilibrium in nats per connection (0 at equilibrium, 0.163 for
-    an untrained Gaussian layer), ks the largest gap between the distribution functions, and gain nats what the best
-    family gains over the lognormal in nats per value.
+    an untrained Gaussian layer), ks the largest gap between the distribution functions, best the family of highest
+    likelihood and gain what it gains over the lognormal, in nats per value.
     """
     if output is not None and not output.parent.is_dir():
         raise click.BadParameter(f"no directory {str(output.parent)!r}", param_hint="'-o'")
     target = paths[0] if len(paths) == 1 else list(paths)
+    if axis:
+        return _fit_axis(target, axis, {"include": include, "exclude": exclude, "min_size": min_size}, form, output)
     with _progress() as progress:
         report = fit(
             target,
@@ -111,6 +119,7 @@ def fit_command(
             include=include,
             exclude=exclude,
             min_size=min_size,
+            histogram=not moments_only,
             budget_bytes=budget,
             progress=progress,
         )
@@ -119,9 +128,48 @@ def fit_command(
     return _say_what_is_missing(report)
 
 
+@cli.command("bench")
+@click.option("--size", type=click.IntRange(min=8192), metavar="N",
+              help="Values an array: default 2^27, with --quick 2^24.")  # fmt: skip
+@click.option("--quick", is_flag=True, help="Fewer types, fewer rounds.")
+@click.option("--json", "output", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write the records and the environment here as well, whole or not at all.")  # fmt: skip
+def bench_command(size: int | None, quick: bool, output: Path | None) -> int:
+    """Measure the speed of teleojax on this machine, beside its memory limit and what NumPy, SciPy and JAX reach.
+
+    All contestants run in turn in one process, after their answers were checked. Share of read is the bytes a second
+    over those of a pass that only reads the same memory. The default needs about 3 GB of memory and some minutes.
+    """
+    from teleojax.bench import limits_line, results_json, results_table, run_suite
+
+    if output is not None and not output.parent.is_dir():
+        raise click.BadParameter(f"no directory {str(output.parent)!r}", param_hint="'--json'")
+    messages = Console(stderr=True)
+    with messages.status("measuring") as status:
+        results = run_suite(size, quick=quick, say=status.update)
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    Console(width=width).print(results_table(results.records, limits_line(results)))
+    if output is not None:
+        write_atomically(output, results_json(results))
+    return 0
+
+
 def _format_of(output: Path | None) -> str:
     by_ending = {ending: form for form, ending in FORMATS.items()}
     return by_ending.get(output.suffix, "table") if output else "table"
+
+
+def _fit_axis(
+    target: object, axis: tuple[int, ...], select: dict[str, Any], form: str | None, output: Path | None
+) -> int:
+    form = form or (_format_of(output) if output else "jsonl")
+    if form == "table":
+        raise click.BadParameter("fits along an axis are written as jsonl or csv", param_hint="'--format'")
+    report = fit(target, axis=axis, **select)
+    _emit(report.jsonl() if form == "jsonl" else report.csv(), output)
+    skipped = Counter(reason.split(":")[0] for reason in report.skipped.values())
+    _say_skipped(skipped)
+    return 0
 
 
 def _write(whole: Report, shown: Report, form: str, output: Path | None) -> None:
@@ -133,11 +181,19 @@ def _write(whole: Report, shown: Report, form: str, output: Path | None) -> None
             )
             totals = whole.summary
             rate = f"{totals['bytes'] / 1e6:,.1f} MB in {totals['seconds']:.2f} s"
-            console.print(report_table(shown, f"{totals['source']}: {totals['values']:,} values, {rate}"))
+            title = f"{totals['source']}: {totals['values']:,} values, {rate}"
+            console.print(report_table(shown, title, console.width))
             console.print(finding(whole), markup=False, highlight=False, width=min(console.width, TEXT_WIDTH))
             text = console.export_text(styles=terminal)
+        if not terminal:
+            text = "".join(line.rstrip() + "\n" for line in text.splitlines())
     else:
         text = shown.jsonl() if form == "jsonl" else shown.csv()
+    _emit(text, output)
+
+
+def _emit(text: str, output: Path | None) -> None:
+    """Results to a file, whole or not at all, or to standard output."""
     if output is not None:
         write_atomically(output, text)
         return
@@ -157,13 +213,17 @@ def _write(whole: Report, shown: Report, form: str, output: Path | None) -> None
 def _say_what_is_missing(report: Report) -> int:
     """Skipped tensors by reason and failed ones by name, on standard error; the exit code."""
     skipped = Counter(r.reason.split(":")[0] for r in report.values() if r.status == "skipped" and r.reason)
-    if skipped:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
-        click.echo(f"teleojax: {skipped.total()} tensors skipped ({reasons})", err=True)
+    _say_skipped(skipped)
     failed = [r for r in report.values() if r.status == "failed"]
     for result in failed:
         click.echo(printable(f"teleojax: {result.name}: not measured: {result.reason}"), err=True)
     return PARTIAL if failed else 0
+
+
+def _say_skipped(skipped: Counter[str]) -> None:
+    if skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
+        click.echo(printable(f"teleojax: tensors skipped: {skipped.total()} ({reasons})"), err=True)
 
 
 @contextmanager
