@@ -5,17 +5,19 @@ up to EXACT_SIZE values are kept whole; 8- and 16-bit types are counted pattern 
 the counts; larger float32 tensors sum rows in the fast kernel beside coarse counts; larger float64 ones go with care.
 Without histograms, 16-bit types sum rows too, since that is faster than counting.
 
-All take `add_values(bits, row)`: values as bit patterns that begin in grid row `row`. Whole rows come instead from the
-device where it `counts` their `n_bits` leading bits (`add_counts`) or `sums` them (`add_rows`).
+Whole rows are counted on the device where `n_bits` is not 0 (`add_counts` of the leading bits); whatever else the
+tensor holds comes as bit patterns (`add_values`). An accumulator that has `partials` gets, besides, the moments of all
+its rows and fragments, merged block by block, in rising order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from teleojax.blocks import BLOCK_ROWS
 from teleojax.sources import TensorSpec
-from teleojax.stats import BitHistogram, Partials, TensorStats, careful_moments, careful_rows
+from teleojax.stats import BitHistogram, LogMoments, Partials, TensorStats, careful_moments
 from teleojax.stats._bithist import COARSE_DROP, EXACT_SIZE, float_dtype, magnitude_mask, pattern_dtype
 
 SUMMED = ("float32", "bfloat16", "float16")  # the types whose rows the fast kernel sums
@@ -24,13 +26,13 @@ SUMMED = ("float32", "bfloat16", "float16")  # the types whose rows the fast ker
 class WholeTensor:
     """A small tensor, kept until it is complete: every bit of it enters the histogram."""
 
-    n_bits, sums = 0, False
+    n_bits = 0
 
     def __init__(self, spec: TensorSpec) -> None:
         self._dtype = spec.dtype
         self._pieces: list[np.ndarray] = []
 
-    def add_values(self, bits: np.ndarray, row: int) -> None:  # noqa: ARG002
+    def add_values(self, bits: np.ndarray) -> None:
         """Values of the tensor, as bit patterns."""
         self._pieces.append(bits.copy())
 
@@ -45,14 +47,12 @@ class WholeTensor:
 class PatternCounts:
     """An 8- or 16-bit tensor: counts of every bit pattern are all there is to know."""
 
-    sums = False
-
     def __init__(self, spec: TensorSpec) -> None:
         self._dtype, self._scale = spec.dtype, spec.scale
         self.n_bits = 8 * pattern_dtype(spec.dtype).itemsize
         self._counts = np.zeros(1 << self.n_bits, np.int64)
 
-    def add_values(self, bits: np.ndarray, row: int) -> None:  # noqa: ARG002
+    def add_values(self, bits: np.ndarray) -> None:
         """Values of the tensor, as bit patterns."""
         np.add.at(self._counts, bits, 1)
 
@@ -66,68 +66,47 @@ class PatternCounts:
 
 
 class Rows:
-    """A large tensor: row partials, merged block by block; no counts."""
+    """A large tensor by the moments of its blocks alone; no counts."""
 
     n_bits = 0
 
-    def __init__(self, spec: TensorSpec) -> None:
-        self._dtype = spec.dtype
-        self.sums = spec.dtype in SUMMED
-        self._rows: list[np.ndarray] = []
-        self._partials: list[Partials] = []
+    def __init__(self) -> None:
+        self.partials: list[Partials] = []
 
-    def add_values(self, bits: np.ndarray, row: int) -> None:
-        """Values of the tensor, as bit patterns."""
-        self.add_careful_row(bits, row)
+    def add_values(self, bits: np.ndarray) -> None:
+        """Nothing: their moments come among the partials."""
 
-    def add_careful_row(self, bits: np.ndarray, row: int) -> None:
-        """The moments alone of values in grid row `row`, in float64 on the host."""
-        self.add_rows(np.asarray([row]), careful_rows(bits.view(float_dtype(self._dtype)).reshape(1, -1)))
-
-    def add_rows(self, rows: np.ndarray, partials: Partials) -> None:
-        """Moments of whole rows, with the rows' numbers on the grid."""
-        self._rows.append(rows)
-        self._partials.append(partials)
-
-    def finish(self) -> TensorStats:
-        """The statistics of all that was added."""
-        rows = np.concatenate(self._rows)
-        order = np.argsort(rows, kind="stable")  # fragments of one row were added in rising order
-        partials, blocks = Partials.concatenate(self._partials).take(order), rows[order] // BLOCK_ROWS
-        return TensorStats(partials.combine(np.flatnonzero(np.diff(blocks, prepend=-1))).total(), None)
+    def finish(self, moments: LogMoments) -> TensorStats:
+        """The statistics of all that was added, `moments` being the partials merged."""
+        return TensorStats(moments, None)
 
 
 class RowsAndCounts(Rows):
-    """A large float32 or float64 tensor: row partials beside counts of the leading bits."""
+    """A large float32 or float64 tensor: moments of its blocks beside counts of the leading bits."""
 
     def __init__(self, spec: TensorSpec) -> None:
-        super().__init__(spec)
+        super().__init__()
+        self._dtype = spec.dtype
         self._drop = COARSE_DROP[spec.dtype]
         width = 8 * pattern_dtype(spec.dtype).itemsize
-        self.n_bits = width - self._drop if self.sums else 0
+        self.n_bits = width - self._drop if spec.dtype in SUMMED else 0
         self._counts = np.zeros(1 << (width - self._drop), np.int64)
 
-    def add_values(self, bits: np.ndarray, row: int) -> None:
+    def add_values(self, bits: np.ndarray) -> None:
         """Values of the tensor, as bit patterns."""
         np.add.at(self._counts, bits >> bits.dtype.type(self._drop), 1)
-        self.add_careful_row(bits, row)
 
     def add_counts(self, counts: np.ndarray) -> None:
         """Counts of the leading `n_bits` bits of some whole rows."""
         self._counts += counts
 
-    def finish(self) -> TensorStats:
-        """The statistics of all that was added."""
-        moments = super().finish().moments
+    def finish(self, moments: LogMoments) -> TensorStats:
+        """The statistics of all that was added, `moments` being the partials merged."""
         counts = self._counts.reshape(2, -1).sum(axis=0)  # both signs
         counts[0] -= moments.n_zero
-        counts[self._first_nonfinite :] = 0
-        return TensorStats(moments, BitHistogram.from_dense(self._dtype, self._drop, counts))
-
-    @property
-    def _first_nonfinite(self) -> int:
         infinity = np.asarray(np.inf, self._dtype).view(pattern_dtype(self._dtype))
-        return int(infinity) >> self._drop
+        counts[int(infinity) >> self._drop :] = 0
+        return TensorStats(moments, BitHistogram.from_dense(self._dtype, self._drop, counts))
 
 
 Accumulator = WholeTensor | PatternCounts | Rows | RowsAndCounts
@@ -139,4 +118,19 @@ def accumulator(spec: TensorSpec, *, histogram: bool) -> Accumulator:
         return WholeTensor(spec)
     if histogram or spec.dtype not in (*SUMMED, "float64"):
         return RowsAndCounts(spec) if spec.dtype in COARSE_DROP else PatternCounts(spec)
-    return Rows(spec)
+    return Rows()
+
+
+def finish_all(accumulators: Mapping[str, Accumulator]) -> dict[str, TensorStats]:
+    """The statistics of complete tensors; the partials of all of them are merged in one go."""
+    by_rows = {name: a for name, a in accumulators.items() if isinstance(a, Rows)}
+    merged: dict[str, LogMoments] = {}
+    if by_rows:
+        lengths = [sum(map(len, a.partials)) for a in by_rows.values()]
+        everything = Partials.concatenate([p for a in by_rows.values() for p in a.partials])
+        moments = everything.combine(np.cumsum([0, *lengths[:-1]])).each()
+        merged = dict(zip(by_rows, moments, strict=True))
+    return {
+        name: a.finish(merged[name]) if isinstance(a, Rows) else a.finish()  # pyright: ignore[reportCallIssue]
+        for name, a in accumulators.items()
+    }

@@ -12,7 +12,7 @@ from typing import Any
 
 from teleojax._errors import InputError, UsageError
 from teleojax.blocks import LoadedWindow, load_windows, plan_windows, window_bytes
-from teleojax.engine._accumulate import Accumulator, accumulator
+from teleojax.engine._accumulate import Accumulator, accumulator, finish_all
 from teleojax.engine._window import accumulate_window
 from teleojax.sources import Source, TensorSpec, open_source
 from teleojax.sources._index import by_storage, natural_key
@@ -169,7 +169,7 @@ def _measure_storage(
         def end() -> tuple[dict[str, TensorStats], int]:
             collect()
             complete = [piece.tensor for piece in pieces if last[piece.tensor] == number]
-            stats = {specs[t].name: active.pop(t).finish() for t in complete}
+            stats = finish_all({specs[t].name: active.pop(t) for t in complete})
             if not histogram:
                 stats = {name: TensorStats(s.moments, None) for name, s in stats.items()}
             return stats, sum(p.stop - p.start for p in pieces)

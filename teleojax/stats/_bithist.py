@@ -27,13 +27,6 @@ def magnitude_mask(dtype: str) -> int:
     return (1 << (8 * float_dtype(dtype).itemsize - 1)) - 1
 
 
-def magnitude_keys(dtype: str, patterns: np.ndarray) -> np.ndarray:
-    """The key of the magnitude of each bit pattern: the pattern less its sign; of an integer, its absolute value."""
-    if dtype == "int8":
-        return np.abs(pattern_values(dtype, patterns)).astype(np.int64)
-    return patterns & magnitude_mask(dtype)
-
-
 def pattern_values(dtype: str, patterns: np.ndarray) -> np.ndarray:
     """Bit patterns read as numbers of `dtype`, in float64 (exact)."""
     with np.errstate(invalid="ignore"):  # converting a signalling NaN raises the flag; it stays a NaN
@@ -71,10 +64,10 @@ class BitHistogram:
         return BitHistogram(dtype, drop, np.empty(0, np.int64), np.empty(0, np.int64))
 
     @staticmethod
-    def from_dense(dtype: str, drop: int, counts: Int[np.ndarray, " bins"]) -> BitHistogram:
+    def from_dense(dtype: str, drop: int, counts: Int[np.ndarray, " bins"], scale: float = 1.0) -> BitHistogram:
         """From one count per key, most of them zero."""
         keys = np.flatnonzero(counts)
-        return BitHistogram(dtype, drop, keys, counts[keys].astype(np.int64))
+        return BitHistogram(dtype, drop, keys, counts[keys].astype(np.int64), scale)
 
     @staticmethod
     def from_keys(

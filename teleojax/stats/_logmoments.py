@@ -83,14 +83,14 @@ class Partials:
             max=np.maximum.reduceat(self.max, starts),
         )
 
+    def each(self) -> list[LogMoments]:
+        """Every entry as a LogMoments."""
+        columns = [getattr(self, f.name).tolist() for f in fields(Partials)]
+        return [LogMoments(*row) for row in zip(*columns, strict=True)]
+
     def total(self) -> LogMoments:
         """Everything merged into one."""
-        if len(self) == 0:
-            return LogMoments.zero()
-        one = self.combine(np.zeros(1, np.int64))
-        counts = (one.n, one.n_zero, one.n_nonfinite, one.n_negative)
-        moments = (one.mean, one.m2, one.m3, one.m4, one.sum_x, one.sum_x2, one.min, one.max)
-        return LogMoments(*(int(c[0]) for c in counts), *(float(m[0]) for m in moments))
+        return self.combine(np.zeros(1, np.int64)).each()[0] if len(self) else LogMoments.zero()
 
 
 @dataclass(frozen=True, slots=True)

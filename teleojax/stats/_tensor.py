@@ -4,17 +4,40 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, reduce
+from typing import NamedTuple
 
 import numpy as np
 
-from teleojax.stats._bithist import BitHistogram, magnitude_keys, pattern_dtype, pattern_values
+from teleojax.stats._bithist import BitHistogram, pattern_dtype, pattern_values
 from teleojax.stats._logmoments import LogMoments, Partials
 
 
+class _PatternKinds(NamedTuple):
+    """Which bit patterns of a type are finite and not zero (1, else 0), which of them negative; the others by index."""
+
+    counted: np.ndarray
+    negative: np.ndarray
+    zeros: np.ndarray
+    nonfinite: np.ndarray
+
+
 @cache
-def _all_values(dtype: str) -> np.ndarray:
-    """The number that each bit pattern of an 8- or 16-bit type stands for."""
-    return pattern_values(dtype, np.arange(1 << (8 * pattern_dtype(dtype).itemsize)))
+def _pattern_kinds(dtype: str) -> _PatternKinds:
+    values = pattern_values(dtype, np.arange(1 << (8 * pattern_dtype(dtype).itemsize)))
+    finite = np.isfinite(values)
+    counted = finite & (values != 0)
+    negative = counted & (values < 0)
+    return _PatternKinds(
+        counted.astype(np.int64), negative.astype(np.int64), np.flatnonzero(values == 0), np.flatnonzero(~finite)
+    )
+
+
+def _by_magnitude(dtype: str, counts: np.ndarray) -> np.ndarray:
+    """Counts of bit patterns with both signs together, by key."""
+    positive, negative = counts.reshape(2, -1)
+    if dtype == "int8":  # two's complement: the negative half runs backwards, from −128 up
+        return np.append(positive, 0) + np.append(0, negative[::-1])
+    return positive + negative
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +61,8 @@ class TensorStats:
 
         `scale` is what a step of a quantised integer ("int8") stands for.
         """
-        seen = np.flatnonzero(counts)
-        counts, values = counts[seen], _all_values(dtype)[seen]
-        finite = np.isfinite(values)
-        counted = finite & (values != 0)
-        histogram = BitHistogram.from_keys(dtype, 0, magnitude_keys(dtype, seen[counted]), counts[counted], scale)
+        kinds = _pattern_kinds(dtype)
+        histogram = BitHistogram.from_dense(dtype, 0, _by_magnitude(dtype, counts * kinds.counted), scale)
         x, c = histogram.values(), histogram.counts.astype(np.float64)
         n = histogram.n
         y = np.log(x)
@@ -51,9 +71,9 @@ class TensorStats:
         d2 = d * d
         moments = LogMoments(
             n=n,
-            n_zero=int(counts[values == 0].sum()),
-            n_nonfinite=int(counts[~finite].sum()),
-            n_negative=int(counts[counted & (values < 0)].sum()),
+            n_zero=int(counts[kinds.zeros].sum()),
+            n_nonfinite=int(counts[kinds.nonfinite].sum()),
+            n_negative=int(counts @ kinds.negative),
             mean=mean,
             m2=float(c @ d2),
             m3=float(c @ (d2 * d)),
