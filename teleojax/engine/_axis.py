@@ -18,7 +18,7 @@ from teleojax.sources._index import by_storage, natural_key
 from teleojax.stats import AxisFit, Partials, careful_rows, row_moments
 from teleojax.stats._bithist import float_dtype, pattern_dtype
 
-CALL_VALUES = 1 << 26  # values a call on memory read in place: few calls, few copies of their results
+CALL_VALUES = 1 << 28  # values a call on memory read in place; the results of a single call are not copied
 STAGE_VALUES = 1 << 24  # values a call on staged memory: two stages of it are held
 CAREFUL_VALUES = 1 << 18  # values redone at once in float64: they and their temporaries stay in cache
 
@@ -129,11 +129,15 @@ def _fit_short_rows(rows: np.ndarray, dtype: str, shape: tuple[int, ...]) -> Axi
     for part, (first, own, stop) in zip(parts, calls, strict=True):  # copied while the device is at the next ones
         for name in names:
             piece = np.asarray(getattr(part, name))
-            whole.setdefault(name, np.empty(len(rows), piece.dtype))[own:stop] = piece[own - first : stop - first]
-    redo = whole.pop("redo")
+            if len(calls) == 1:
+                whole[name] = piece
+            else:
+                whole.setdefault(name, np.empty(len(rows), piece.dtype))[own:stop] = piece[own - first : stop - first]
+    redo, empty = whole.pop("redo"), whole["n"] == 0
     whole["n_nonfinite"] = np.zeros_like(whole["n"])
-    empty = np.flatnonzero(whole["n"] == 0)
-    for name in ("mu", "sigma", "skew", "excess_kurtosis", "min", "max", "rms"):
+    if redo.any() or empty.any():
+        whole = {name: values if values.flags.writeable else values.copy() for name, values in whole.items()}
+    for name in ("mu", "sigma", "skew", "excess_kurtosis", "min", "max", "rms") if empty.any() else ():
         whole[name][empty] = np.nan
     for index in _chunks(np.flatnonzero(redo), rows.shape[1]):
         careful = AxisFit.from_partials(careful_rows(rows[index].view(float_dtype(dtype))), index.shape)
