@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from teleojax.engine._window import accumulate_window
 from teleojax.sources import Source, TensorSpec, open_source
 from teleojax.sources._index import by_storage, natural_key
 from teleojax.stats import TensorStats
+
+IN_FLIGHT = 4  # windows begun before the first of them is collected: what the host does meanwhile stalls nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,7 @@ def _measure_storage(
 ) -> Iterator[tuple[dict[str, TensorStats], int]]:
     """After each window: the tensors that are complete, and how many bytes of tensors the window held.
 
-    A window's results are collected once the next one has begun, so that the device never waits for the host.
+    A window's results are collected once later ones have begun, so that the device never waits for the host.
     """
     windows = plan_windows(specs, length)
     last = {piece.tensor: number for number, window in enumerate(windows) for piece in window.pieces}
@@ -177,18 +180,19 @@ def _measure_storage(
         return end
 
     with source.open(storage) as opened:
-        begun: Callable[[], tuple[dict[str, TensorStats], int]] | None = None
+        begun: deque[Callable[[], tuple[dict[str, TensorStats], int]]] = deque()
+        in_flight = IN_FLIGHT if opened.mapped else 1  # a buffer is filled again after the window after it
         try:
             for number, loaded in enumerate(load_windows(opened, windows, length, reader)):
-                before, begun = begun, begin(number, loaded)
-                if before is not None:
-                    yield before()
+                begun.append(begin(number, loaded))
+                if len(begun) > in_flight:
+                    yield begun.popleft()()
         except InputError:  # what the storage held whole before it broke is kept
-            if begun is not None:
-                yield begun()
+            while begun:
+                yield begun.popleft()()
             raise
-        if begun is not None:
-            yield begun()
+        while begun:
+            yield begun.popleft()()
 
 
 def _cores() -> int:
