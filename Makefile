@@ -15,8 +15,9 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	$(PIP) install --editable '.[tflite]'
 	touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(PIP) install --editable '.[tflite]' --group dev
+# one stamp a dependency group of pyproject.toml
+$(VENV)/.%: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[tflite]' --group $*
 	touch $@
 
 demo: $(VENV)/.demo  ## fetch two trained networks, fit them, leave the JSON lines under out/
@@ -28,13 +29,13 @@ demo: $(VENV)/.demo  ## fetch two trained networks, fit them, leave the JSON lin
 	$(BIN)/teleojax fit models/blazepose -o out/blazepose.jsonl
 	@echo "One JSON line a tensor: out/minilm.jsonl out/blazepose.jsonl"
 
-test: $(VENV)/.dev  ## the whole suite
+test: $(VENV)/.test  ## the whole suite
 	$(BIN)/python -m pytest -n 2
 
-bench: $(VENV)/.dev  ## measure speed beside the memory limit and peers
+bench: $(VENV)/.bench  ## measure speed beside the memory limit and peers
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
-lint: $(VENV)/.dev  ## format, style and types
+lint: $(VENV)/.lint  ## format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright

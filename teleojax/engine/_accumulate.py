@@ -3,7 +3,7 @@
 Which one a tensor gets depends on its type and size alone, so any split of the work gives the same numbers:
 up to EXACT_SIZE values are kept whole; 8- and 16-bit types are counted pattern by pattern, and everything follows from
 the counts; larger float32 tensors sum rows in the fast kernel beside coarse counts; larger float64 ones go with care.
-Without histograms, 16-bit types sum rows too, since that is faster than counting.
+Without histograms, 8- and 16-bit floats sum rows too, since that is faster than counting.
 
 Whole rows are counted on the device where `n_bits` is not 0 (`add_counts` of the leading bits); whatever else the
 tensor holds comes as bit patterns (`add_values`). An accumulator that has `partials` gets, besides, the moments of all
@@ -16,11 +16,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from teleojax.kernels import LAYOUTS
 from teleojax.sources import TensorSpec
 from teleojax.stats import BitHistogram, LogMoments, Partials, TensorStats, careful_moments
 from teleojax.stats._bithist import COARSE_DROP, EXACT_SIZE, float_dtype, magnitude_mask, pattern_dtype
 
-SUMMED = ("float32", "bfloat16", "float16")  # the types whose rows the fast kernel sums
+SUMMED = frozenset({"float32", "bfloat16", *LAYOUTS})  # the types whose rows the fast kernel sums
 
 
 class WholeTensor:
@@ -116,7 +117,7 @@ def accumulator(spec: TensorSpec, *, histogram: bool) -> Accumulator:
     """The accumulator for a tensor of this type and size."""
     if spec.size <= EXACT_SIZE and spec.dtype in COARSE_DROP:
         return WholeTensor(spec)
-    if histogram or spec.dtype not in (*SUMMED, "float64"):
+    if histogram or spec.dtype not in SUMMED | {"float64"}:
         return RowsAndCounts(spec) if spec.dtype in COARSE_DROP else PatternCounts(spec)
     return Rows()
 

@@ -2,6 +2,7 @@
 
 from teleojax.kernels._bithist import pattern_counts as pattern_counts
 from teleojax.kernels._bithist import pattern_counts_sorted as pattern_counts_sorted
+from teleojax.kernels._logmoments import LAYOUTS as LAYOUTS
 from teleojax.kernels._logmoments import RowSums as RowSums
 from teleojax.kernels._logmoments import row_sums as row_sums
 from teleojax.kernels._rowfits import RowFits as RowFits

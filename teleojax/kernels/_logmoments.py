@@ -9,9 +9,10 @@ to zero, and comparisons of floats keep it from vectorising.
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 import equinox as eqx
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from jax import Array, lax
 from jaxtyping import Float32, Int32, UInt
@@ -21,6 +22,7 @@ USUAL_PIVOT = -6  # of a row whose sample holds no ordinary value: trained weigh
 MAGNITUDE = 0x7FFFFFFF
 SMALLEST_NORMAL = 0x00800000
 INFINITY = 0x7F800000
+NAN = 0x7FC00000
 NONE = 0x7FFFFFFF  # the smallest magnitude of a row of zeros
 TWO_THIRDS = 0x3F2AAAAB  # the bits of 2/3 in float32
 
@@ -82,28 +84,52 @@ def _pivot(magnitude: Int32[Array, "rows cols"]) -> Int32[Array, " rows"]:
     return jnp.where(count > 0, jnp.clip(mean, -126, 126), USUAL_PIVOT)
 
 
+class Layout(NamedTuple):
+    """How a type of at most 16 bits holds a number: bits of its mantissa, bias of its exponent, and which magnitudes
+    are not finite ("ieee": the largest exponent; "last": all ones; "zero": that of zero, with the sign).
+    """
+
+    mantissa: int
+    bias: int
+    nonfinite: Literal["ieee", "last", "zero"]
+
+
+LAYOUTS = {
+    "float16": Layout(10, 15, "ieee"),
+    "float8_e5m2": Layout(2, 15, "ieee"),
+    "float8_e4m3fn": Layout(3, 7, "last"),
+    "float8_e5m2fnuz": Layout(2, 16, "zero"),
+    "float8_e4m3fnuz": Layout(3, 8, "zero"),
+}
+
+
 def float32_bits(bits: UInt[Array, "rows cols"], dtype: str) -> Int32[Array, "rows cols"]:
     """The bit patterns of `dtype` as those of the same numbers in float32; exact for every type of at most 32 bits.
 
     By integer arithmetic alone, since a conversion of floats may flush subnormals. NaN and inf stay NaN and inf.
     """
-    match dtype:
-        case "float32":
-            return lax.bitcast_convert_type(bits, jnp.int32)
-        case "bfloat16":
-            return bits.astype(jnp.int32) << 16
-        case "float16":
-            wide = bits.astype(jnp.int32)
-            low = wide & 0x7FFF
-            normal = (low << 13) + jnp.where(low < 0x7C00, 112 << 23, 224 << 23)
-            # a subnormal is low · 2^-24: the integer as float32, its exponent lowered by 24
-            subnormal = lax.bitcast_convert_type(low.astype(jnp.float32), jnp.int32) - (24 << 23)
-            magnitude = jnp.where(low >= 0x0400, normal, jnp.where(low == 0, 0, subnormal))
-            return magnitude | ((wide & 0x8000) << 16)
-    patterns = np.arange(256, dtype=np.uint8).view(getattr(ml_dtypes, dtype))
-    with np.errstate(invalid="ignore"):
-        table = patterns.astype(np.float32).view(np.int32)
-    return jnp.take(table, bits.astype(jnp.int32), axis=0, mode="clip")
+    if dtype == "float32":
+        return lax.bitcast_convert_type(bits, jnp.int32)
+    wide = bits.astype(jnp.int32)
+    if dtype == "bfloat16":
+        return wide << 16
+    layout = LAYOUTS[dtype]
+    sign = 1 << (8 * bits.dtype.itemsize - 1)
+    low = wide & (sign - 1)
+    magnitude = (low << (23 - layout.mantissa)) + ((127 - layout.bias) << 23)
+    # a subnormal is low · 2^(1 − bias − mantissa): the integer as float32, its exponent lowered
+    lowered = lax.bitcast_convert_type(low.astype(jnp.float32), jnp.int32) - ((layout.bias - 1 + layout.mantissa) << 23)
+    magnitude = jnp.where(low >> layout.mantissa == 0, jnp.where(low == 0, 0, lowered), magnitude)
+    match layout.nonfinite:
+        case "ieee":
+            largest = (sign - 1) >> layout.mantissa
+            infinite = low >> layout.mantissa == largest
+            magnitude += jnp.where(infinite, (255 - largest - 127 + layout.bias) << 23, 0)
+        case "last":
+            magnitude = jnp.where(low == sign - 1, NAN, magnitude)
+        case "zero":
+            magnitude = jnp.where(wide == sign, NAN, magnitude)
+    return magnitude | jnp.where(wide & sign != 0, np.int32(-(1 << 31)), 0)
 
 
 def row_sums(bits: UInt[Array, "rows cols"], *, dtype: str) -> RowSums:
