@@ -38,7 +38,7 @@ bench: $(VENV)/.bench  ## measure speed beside the memory limit and peers
 lint: $(VENV)/.lint  ## format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
 	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .hypothesis
