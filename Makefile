@@ -32,8 +32,8 @@ demo: $(VENV)/.demo  ## fetch two trained networks, fit them, leave the JSON lin
 test: $(VENV)/.test  ## the whole suite
 	$(BIN)/python -m pytest -n 2
 
-bench: $(VENV)/.bench  ## measure speed beside the memory limit and peers
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+bench: $(VENV)/.bench  ## measure speed beside the memory limit and peers; ARGS=--large for 8 GiB, ARGS=--quick for a trial
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
 
 lint: $(VENV)/.lint  ## format, style and types
 	$(BIN)/ruff check .

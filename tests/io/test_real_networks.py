@@ -79,10 +79,10 @@ def test_whole_model_merges_to_all_weights(networks: dict[str, Path]) -> None:
 
 def test_matrices_of_minilm_are_nearer_gaussian_than_lognormal(networks: dict[str, Path]) -> None:
     """A fact of this network that the instrument must not hide: its matrices stay near their Gaussian start."""
-    report = tj.fit(networks["minilm"], include=r"(query|key|value|dense)\.weight$", min_size=100_000)
+    report = tj.fit(networks["minilm"], min_size=100_000)
     matrices = [r for r in report.values() if r.status == "ok"]
-    assert len(matrices) == 37
+    assert len(matrices) == 39
     for r in matrices:
         assert r.best_family == "halfnormal"
         assert r.lognormal is not None
-        assert 0.09 < r.lognormal.kl_nats < 0.20
+        assert 0.10 < r.lognormal.kl_nats < 0.165
