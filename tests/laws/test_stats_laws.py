@@ -67,6 +67,15 @@ def test_split_of_a_large_tensor_merges_to_the_whole(dtype: type) -> None:
     assert merged.moments.sigma == pytest.approx(whole.moments.sigma, rel=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_small_parts_of_a_large_tensor_merge_to_its_resolution(dtype: type) -> None:
+    values = np.random.default_rng(0).standard_normal(15_000).astype(dtype)
+    whole = tj.measure({"w": values})["w"]
+    merged = tj.merge(*(tj.measure({"w": p})["w"] for p in np.split(values, 3)))
+    assert not whole.histogram.lossless
+    assert merged.histogram == whole.histogram
+
+
 @given(st.integers(-60, 60), ARRAYS["float32"])
 def test_scaling_by_a_power_of_two_shifts_mu_alone(power: int, values: np.ndarray) -> None:
     values = values[(values == 0) | ((np.abs(values) > 1e-15) & (np.abs(values) < 1e15))]

@@ -89,6 +89,18 @@ def test_scaling_moves_mu_by_its_log_and_nothing_else(n: int) -> None:
         assert moved.kl_nats == pytest.approx(base.kl_nats, abs=1e-4)
 
 
+@pytest.mark.parametrize("sigma", [0.005, 0.02, 0.1])
+def test_the_storage_grid_is_not_taken_for_the_law(sigma: float) -> None:
+    """A layer narrower than a few steps of bfloat16 is a handful of atoms, and still lognormal as far as they tell."""
+    values = np.exp(sigma * np.random.default_rng(0).standard_normal(300_000)).astype(ml_dtypes.bfloat16)
+    assert lognormal_of(values).kl_nats < 0.001
+
+
+def test_float8_halfnormal() -> None:
+    values = np.random.default_rng(0).standard_normal(1_000_000).astype(ml_dtypes.float8_e5m2)
+    assert lognormal_of(values).kl_nats == pytest.approx(HALFNORMAL_KL, abs=0.003)
+
+
 def test_log_sobolev_bounds_the_gap() -> None:
     rng = np.random.default_rng(0)
     samples = {
