@@ -7,6 +7,7 @@ from functools import cache, partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from teleojax.kernels import pattern_counts, pattern_counts_sorted, row_fits, row_sums
 from teleojax.stats._rows import FAR, NARROW, TINY
@@ -34,12 +35,24 @@ def compiled_row_fits() -> Callable[..., Any]:
     return jax.jit(marking, static_argnames="dtype", compiler_options=_options())
 
 
-def _options() -> dict[str, Any] | None:
-    return CPU_OPTIONS if jax.default_backend() == "cpu" else None
-
-
 @cache
 def compiled_pattern_counts() -> Callable[..., Any]:
     """The counting kernel of the platform, one program per item size and number of rows."""
     kernel = pattern_counts if jax.default_backend() == "cpu" else pattern_counts_sorted
     return jax.jit(kernel, static_argnames="n_bits")
+
+
+@cache
+def _options() -> dict[str, Any] | None:
+    """The options that this XLA knows, on a CPU. One that a newer XLA has dropped costs speed, not the run."""
+    if jax.default_backend() != "cpu":
+        return None
+    return CPU_OPTIONS if _accepted(CPU_OPTIONS) else {k: v for k, v in CPU_OPTIONS.items() if _accepted({k: v})}
+
+
+def _accepted(options: dict[str, Any]) -> bool:
+    try:
+        jax.jit(lambda x: x, compiler_options=options).lower(jax.ShapeDtypeStruct((), np.int32)).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True

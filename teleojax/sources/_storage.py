@@ -34,7 +34,10 @@ class ByteStream(Protocol):
 
 
 class MappedFile:
-    """A regular file mapped read-only: windows are views of the page cache, nothing is copied."""
+    """A regular file mapped read-only: windows are views of the page cache, nothing is copied.
+
+    As with any mapped file, the system ends the process (SIGBUS) when the file is cut short while it is being read.
+    """
 
     mapped: bool = True
     size: int | None

@@ -103,3 +103,14 @@ def test_no_retrace_for_new_shapes() -> None:
     before = compiled_row_sums()._cache_size(), compiled_pattern_counts()._cache_size()
     tj.measure(network([555_555, 21_111, 12_345, 31, 77_777, 8193]))
     assert (compiled_row_sums()._cache_size(), compiled_pattern_counts()._cache_size()) == before
+
+
+def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from teleojax.engine import _compile
+
+    assert _compile._options() == _compile.CPU_OPTIONS
+    known = {"xla_cpu_enable_fast_math": True}
+    monkeypatch.setattr(_compile, "CPU_OPTIONS", {**known, "xla_cpu_no_such_option": True})
+    _compile._options.cache_clear()
+    assert _compile._options() == known
+    _compile._options.cache_clear()
