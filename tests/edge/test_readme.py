@@ -19,7 +19,7 @@ EXAMPLES = [text for kind, text in BLOCKS if kind == "python"]
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, networks: dict[str, Path]) -> Path:
+def folder(tmp_path: Path, networks: dict[str, Path]) -> Path:
     (tmp_path / "models").symlink_to(networks["minilm"].parents[1])
     return tmp_path
 
@@ -41,9 +41,9 @@ def test_there_is_something_to_run() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command(command: str, workplace: Path) -> None:
-    out = run(["bash", "-o", "pipefail", "-c", command], workplace)
-    written = [p for p in workplace.iterdir() if p.name != "models"]
+def test_command(command: str, folder: Path) -> None:
+    out = run(["bash", "-o", "pipefail", "-c", command], folder)
+    written = [p for p in folder.iterdir() if p.name != "models"]
     assert out if "-o " not in command else written
     for path in written:
         assert path.stat().st_size > 1000
@@ -51,10 +51,10 @@ def test_command(command: str, workplace: Path) -> None:
             assert "summary" in json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
 
 
-def test_python_example_prints_what_the_readme_shows(workplace: Path) -> None:
+def test_python_example_prints_what_the_readme_shows(folder: Path) -> None:
     shown = re.search(r"```python\n.*?```\n+```text\n(.*?)```", README, re.DOTALL)
     assert shown is not None
-    out = run([sys.executable, "-c", EXAMPLES[0]], workplace)
+    out = run([sys.executable, "-c", EXAMPLES[0]], folder)
     got, want = (re.findall(r"-?\d+\.\d+|[a-z]+", text) for text in (out, shown[1]))
     assert len(got) == len(want)
     for a, b in zip(got, want, strict=True):
