@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from teleojax._errors import printable
 from teleojax.report._report import Report
 from teleojax.report._result import TensorFit
 
@@ -28,6 +29,21 @@ def _gap(result: TensorFit) -> Gap | None:
     return Gap(result, moments.n, fit.kl_nats)
 
 
+def _verdict(mean: float) -> str:
+    gaussian = f"an untrained Gaussian layer ({GAUSSIAN_KL:.3f})"
+    if mean < NEAR:
+        return "as the theory of arbitrage equilibrium predicts"
+    if mean < GAUSSIAN_KL - NEAR:
+        return f"nearer than {gaussian}, yet not lognormal"
+    if mean <= GAUSSIAN_KL + NEAR:
+        return f"about where {gaussian} lies: not what the theory predicts"
+    return f"farther than {gaussian}: not what the theory predicts"
+
+
+def _tensors(count: int) -> str:
+    return f"{count} tensor{'' if count == 1 else 's'}"
+
+
 def finding(report: Report) -> str:
     """The finding over all weight tensors of LARGE values or more that have a distance from equilibrium."""
     large = [g for r in report.values() if (g := _gap(r)) is not None]
@@ -38,17 +54,11 @@ def finding(report: Report) -> str:
     mean = sum(g.n * g.kl_nats for g in large) / n
     near = sum(g.kl_nats < NEAR for g in large)
     nearest, farthest = min(large, key=lambda g: g.kl_nats), max(large, key=lambda g: g.kl_nats)
-    if mean < NEAR:
-        verdict = "as the theory of arbitrage equilibrium predicts"
-    elif mean < GAUSSIAN_KL:
-        verdict = f"nearer than an untrained Gaussian layer ({GAUSSIAN_KL:.3f}), yet not lognormal"
-    else:
-        verdict = f"no nearer than an untrained Gaussian layer ({GAUSSIAN_KL:.3f}): not what the theory predicts"
     text = (
-        f"{source}: over {n:,} weights in {len(large)} tensors the mean distance from arbitrage equilibrium is "
-        f"{mean:.4f} nats per connection, {verdict}. {near} of {len(large)} tensors lie within {NEAR} nats; "
-        f"nearest {nearest.kl_nats:.4f} ({nearest.result.name}), "
-        f"farthest {farthest.kl_nats:.4f} ({farthest.result.name})."
+        f"{source}: over {n:,} weights in {_tensors(len(large))} the mean distance from arbitrage equilibrium is "
+        f"{mean:.4f} nats per connection, {_verdict(mean)}. {near} of {len(large)} lie within {NEAR} nats; "
+        f"nearest {nearest.kl_nats:.4f} ({printable(nearest.result.name)}), "
+        f"farthest {farthest.kl_nats:.4f} ({printable(farthest.result.name)})."
     )
     (pooled,) = report.group_by("model").values()
     if pooled.lognormal is not None and math.isfinite(pooled.lognormal.kl_nats):

@@ -45,11 +45,14 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        file = None
         try:
-            self._file = path.open("rb")
-            self.size = self._size = self._file.seek(0, 2)
-            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if self._size else None
+            self._file = file = path.open("rb")
+            self.size = self._size = file.seek(0, 2)
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self._size else None
         except OSError as e:
+            if file is not None:
+                file.close()
             raise InputError(
                 path, found=e.strerror or str(e), needed="a readable file", remedy="Check the path and its permissions."
             ) from e
