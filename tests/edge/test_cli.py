@@ -212,3 +212,33 @@ def test_names_with_markup_are_shown_as_they_are(tmp_path: Path, capsys: pytest.
     out = capsys.readouterr().out
     assert "[bold]w[/bold]" in out
     assert "\x1b" not in out
+
+
+def test_progress_shows_on_a_terminal_only(tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty")  # a Unix module
+    path = tmp_path / "m.safetensors"
+    save_file({"w": np.random.default_rng(0).standard_normal(40_000_000).astype(np.float32)}, path)
+    command = [*COMMAND, "fit", str(path), "--format", "jsonl"]
+    quiet = subprocess.run(command, capture_output=True, check=True)
+    assert quiet.stderr == b""
+    master, terminal = pty.openpty()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=terminal, env={**os.environ, "TERM": "xterm"}
+    ) as run_:
+        os.close(terminal)
+        out = run_.communicate()[0]
+    shown = b""
+    while True:
+        try:
+            piece = os.read(master, 65536)
+        except OSError:  # the other end is closed: that is how a terminal ends on Linux
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(master)
+    assert run_.returncode == 0
+    assert out.splitlines()[0] == quiet.stdout.splitlines()[0]
+    assert b"measuring" in shown
+    assert b"MiB" in shown
+    assert b"B/s" in shown
