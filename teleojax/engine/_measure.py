@@ -19,7 +19,10 @@ from teleojax.sources import Source, TensorSpec, open_source
 from teleojax.sources._index import by_storage, natural_key
 from teleojax.stats import TensorStats
 
-IN_FLIGHT = 4  # windows begun before the first of them is collected: what the host does meanwhile stalls nothing
+IN_FLIGHT = 2  # windows begun before the first of them is collected: what the host does meanwhile stalls nothing
+
+
+_Begun = Callable[[], tuple[dict[str, TensorStats], int]]  # the tensors that a window completes, and its bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,24 +131,36 @@ def measure(
         ThreadPoolExecutor(1, thread_name_prefix="teleojax-read") as reader,
         ThreadPoolExecutor(_cores(), thread_name_prefix="teleojax-count") as counters,
     ):
+        begun: deque[_Begun] = deque()
+
+        def collect(most: int) -> None:
+            """Complete begun windows, oldest first, until at most so many are left."""
+            nonlocal done
+            while len(begun) > most:
+                finished, n_bytes = begun.popleft()()
+                stats.update(finished)
+                done += n_bytes
+                if progress is not None:
+                    progress(done, total)
+
         for storage in (s for s in source.storages if s in groups):
             mine = groups[storage]
             try:
-                for finished, n_bytes in _measure_storage(source, storage, mine, length, histogram, reader, counters):
-                    stats.update(finished)
-                    done += n_bytes
-                    if progress is not None:
-                        progress(done, total)
-            except InputError as e:
+                for window, in_flight in _begin_storage(source, storage, mine, length, histogram, reader, counters):
+                    begun.append(window)
+                    collect(in_flight)
+            except InputError as e:  # what the storage held whole before it broke is kept
+                collect(0)
                 error = e
                 failed |= {s.name: str(e) for s in mine if s.name not in stats}
+        collect(0)
     if error is not None and not stats:
         raise error
     ordered = {name: stats[name] for name in specs if name in stats}
     return Measured(source.name, specs, ordered, skipped, failed, time.perf_counter() - start)
 
 
-def _measure_storage(
+def _begin_storage(
     source: Source,
     storage: str,
     specs: Sequence[TensorSpec],
@@ -153,8 +168,8 @@ def _measure_storage(
     histogram: bool,
     reader: Executor,
     counters: Executor,
-) -> Iterator[tuple[dict[str, TensorStats], int]]:
-    """After each window: the tensors that are complete, and how many bytes of tensors the window held.
+) -> Iterator[tuple[_Begun, int]]:
+    """Begin one window after another; with each comes how many may be left begun when the next is asked for.
 
     A window's results are collected once later ones have begun, so that the device never waits for the host.
     """
@@ -162,7 +177,7 @@ def _measure_storage(
     last = {piece.tensor: number for number, window in enumerate(windows) for piece in window.pieces}
     active: dict[int, Accumulator] = {}
 
-    def begin(number: int, loaded: LoadedWindow) -> Callable[[], tuple[dict[str, TensorStats], int]]:
+    def begin(number: int, loaded: LoadedWindow) -> _Begun:
         pieces = loaded.window.pieces
         for piece in pieces:
             if piece.tensor not in active:
@@ -180,19 +195,9 @@ def _measure_storage(
         return end
 
     with source.open(storage) as opened:
-        begun: deque[Callable[[], tuple[dict[str, TensorStats], int]]] = deque()
         in_flight = IN_FLIGHT if opened.mapped else 1  # a buffer is filled again after the window after it
-        try:
-            for number, loaded in enumerate(load_windows(opened, windows, length, reader)):
-                begun.append(begin(number, loaded))
-                if len(begun) > in_flight:
-                    yield begun.popleft()()
-        except InputError:  # what the storage held whole before it broke is kept
-            while begun:
-                yield begun.popleft()()
-            raise
-        while begun:
-            yield begun.popleft()()
+        for number, loaded in enumerate(load_windows(opened, windows, length, reader)):
+            yield begin(number, loaded), in_flight
 
 
 def _cores() -> int:
