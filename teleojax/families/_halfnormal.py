@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from scipy.special import erf, erfinv, log_ndtr
 
-from teleojax.families._family import Family, Params
+from teleojax.families._family import REAL, ClosedForm, Family, Params, Shape
 from teleojax.stats import LogMoments
 
 HALF_LOG_2_OVER_PI = 0.5 * math.log(2 / math.pi)
 LOG_2 = math.log(2.0)
+MEAN_LOG = -(np.euler_gamma + LOG_2) / 2  # of y when scale = 1
 
 
-def _logpdf(x: np.ndarray, params: Params) -> np.ndarray:
-    return HALF_LOG_2_OVER_PI - math.log(params["scale"]) - 0.5 * (x / params["scale"]) ** 2
-
-
-def _logcdf(x: np.ndarray, params: Params) -> np.ndarray:
-    return np.log(erf(x / (params["scale"] * math.sqrt(2))))
+def _log_density(y: Array, theta: Array) -> Array:
+    """theta = (ln scale,)."""
+    z = y - theta[0]
+    return HALF_LOG_2_OVER_PI + z - 0.5 * jnp.exp(2 * z)
 
 
 def _estimate(moments: LogMoments) -> dict[str, float] | None:
@@ -33,14 +34,21 @@ def _loglik(moments: LogMoments, params: Params) -> float:
     return HALF_LOG_2_OVER_PI - math.log(params["scale"]) - 0.5 * mean_square
 
 
+def _starts(shape: Shape) -> np.ndarray:  # noqa: ARG001
+    return np.asarray([[-MEAN_LOG]])
+
+
 HALFNORMAL = Family(
     name="halfnormal",
     parameters=("scale",),
-    logpdf=_logpdf,
-    logcdf=_logcdf,
+    log_density=_log_density,
+    constrain=lambda theta, centre: {"scale": jnp.exp(theta[0] + centre)},
+    unconstrain=lambda p: (np.log([p["scale"]]), 0.0),
+    starts=_starts,
+    bounds=(REAL,),
+    logcdf=lambda x, p: np.log(erf(x / (p["scale"] * math.sqrt(2)))),
     logsf=lambda x, p: LOG_2 + log_ndtr(-x / p["scale"]),
     ppf=lambda q, p: p["scale"] * math.sqrt(2) * erfinv(q),
     sample=lambda rng, p, n: np.abs(p["scale"] * rng.standard_normal(n)),
-    estimate=_estimate,
-    loglik_per_value=_loglik,
+    closed_form=ClosedForm(_estimate, _loglik),
 )

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from scipy.special import log_ndtr, ndtri
 
-from teleojax.families._family import Family, Params
+from teleojax.families._family import POSITIVE, REAL, ClosedForm, Family, Params, Shape
 from teleojax.stats import LogMoments
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
-def standardise(x: np.ndarray, params: Params) -> np.ndarray:
-    """(ln x − mu) / sigma."""
+def _log_density(y: Array, theta: Array) -> Array:
+    """theta = (mu, ln sigma)."""
+    z = (y - theta[0]) * jnp.exp(-theta[1])
+    return -0.5 * z * z - theta[1] - HALF_LOG_2PI
+
+
+def _standardise(x: np.ndarray, params: Params) -> np.ndarray:
     return (np.log(x) - params["mu"]) / params["sigma"]
-
-
-def _logpdf(x: np.ndarray, params: Params) -> np.ndarray:
-    return -0.5 * standardise(x, params) ** 2 - np.log(x) - math.log(params["sigma"]) - HALF_LOG_2PI
 
 
 def _estimate(moments: LogMoments) -> dict[str, float] | None:
@@ -32,14 +35,21 @@ def _loglik(moments: LogMoments, params: Params) -> float:
     return -0.5 * mean_square - moments.mean - math.log(params["sigma"]) - HALF_LOG_2PI
 
 
+def _starts(shape: Shape) -> np.ndarray:
+    return np.asarray([[0.0, math.log(shape.sigma)]])
+
+
 LOGNORMAL = Family(
     name="lognormal",
     parameters=("mu", "sigma"),
-    logpdf=_logpdf,
-    logcdf=lambda x, p: log_ndtr(standardise(x, p)),
-    logsf=lambda x, p: log_ndtr(-standardise(x, p)),
+    log_density=_log_density,
+    constrain=lambda theta, centre: {"mu": theta[0] + centre, "sigma": jnp.exp(theta[1])},
+    unconstrain=lambda p: (np.asarray([p["mu"], math.log(p["sigma"])]), 0.0),
+    starts=_starts,
+    bounds=(REAL, POSITIVE),
+    logcdf=lambda x, p: log_ndtr(_standardise(x, p)),
+    logsf=lambda x, p: log_ndtr(-_standardise(x, p)),
     ppf=lambda q, p: np.exp(p["mu"] + p["sigma"] * ndtri(q)),
     sample=lambda rng, p, n: np.exp(p["mu"] + p["sigma"] * rng.standard_normal(n)),
-    estimate=_estimate,
-    loglik_per_value=_loglik,
+    closed_form=ClosedForm(_estimate, _loglik),
 )
