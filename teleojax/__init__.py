@@ -10,6 +10,8 @@ from teleojax._version import __version__ as __version__
 from teleojax.engine import Measured as Measured
 from teleojax.engine import measure as measure
 from teleojax.families import FAMILIES as FAMILIES
+from teleojax.families import Family as Family
+from teleojax.fits import FamilyFit as FamilyFit
 from teleojax.report import AxisReport as AxisReport
 from teleojax.report import LognormalFit as LognormalFit
 from teleojax.report import Report as Report
@@ -20,6 +22,7 @@ from teleojax.sources import TensorSpec as TensorSpec
 from teleojax.sources import open_source as open_source
 from teleojax.stats import AxisFit as AxisFit
 from teleojax.stats import BitHistogram as BitHistogram
+from teleojax.stats import CellCounts as CellCounts
 from teleojax.stats import LogMoments as LogMoments
 from teleojax.stats import TensorStats as TensorStats
 from teleojax.stats import merge as merge

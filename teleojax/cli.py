@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,24 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
 
 from teleojax._errors import OutputClosedError, TeleojaxError, printable
 from teleojax._version import __version__
+from teleojax.diagnose import LARGE
 from teleojax.families import FAMILIES
-from teleojax.report import DEFAULT_FAMILIES, GROUPINGS, Report, finding, fit, report_table, write_atomically
+from teleojax.report import (
+    DEFAULT_FAMILIES,
+    GROUPINGS,
+    METHODS,
+    Report,
+    finding,
+    fit,
+    report_table,
+    universality_table,
+    wins_table,
+    write_atomically,
+)
 
 PARTIAL = 4  # exit code: done, but some tensors could not be measured
 PIPED_WIDTH = 250  # columns a table may take that is not shown on a terminal
@@ -66,7 +79,9 @@ def cli() -> None:
 @cli.command("fit")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--families", type=Names(), default=",".join(DEFAULT_FAMILIES), show_default=True, metavar="A,B",
-              help=f"Families to compare with the lognormal: {', '.join(FAMILIES)}.")  # fmt: skip
+              help=f"Families to compare with the lognormal: {', '.join(FAMILIES)}; or all.")  # fmt: skip
+@click.option("--method", type=click.Choice(METHODS), default="mle", show_default=True,
+              help="Maximum likelihood of values or of their rounding cells, or a published protocol.")  # fmt: skip
 @click.option("--group-by", type=click.Choice(GROUPINGS), default="tensor", show_default=True,
               help="Merge the statistics of tensors before fitting; nothing is read twice.")  # fmt: skip
 @click.option("--include", metavar="RE", help="Measure only tensors whose name this regular expression matches.")
@@ -75,6 +90,19 @@ def cli() -> None:
 @click.option("--axis", multiple=True, type=int, metavar="N",
               help="Fit once per index along this axis (0: per output neuron). May be repeated.")  # fmt: skip
 @click.option("--moments-only", is_flag=True, help="No histograms: no distance from equilibrium, twice the speed.")
+@click.option("--bins", type=click.IntRange(min=4), default=100, show_default=True, metavar="N",
+              help="Bins of the linear histogram of --method histogram.")  # fmt: skip
+@click.option("--grid", type=click.Choice(("npm-weibull",)), help="Bins of --method probability-plot; default: none.")
+@click.option("--xmin", type=click.FloatRange(min=0, min_open=True), metavar="X",
+              help="Where pareto and truncated_lognormal begin; default: searched for in each tensor.")  # fmt: skip
+@click.option("--groups", type=click.IntRange(min=2), metavar="G",
+              help="Standard errors by a jackknife over G contiguous blocks of each tensor as well.")  # fmt: skip
+@click.option("--bootstrap", type=click.IntRange(min=0), default=0, metavar="N",
+              help="Calibrated p of every family from N replicates (in jsonl and csv).")  # fmt: skip
+@click.option("--vuong", is_flag=True, help="Test every family against the lognormal (in jsonl and csv).")
+@click.option("--level", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.95, show_default=True,
+              help="Confidence of the intervals in the table.")  # fmt: skip
+@click.option("--universality", is_flag=True, help="A table of how mu and sigma spread over layers, by role or depth.")
 @click.option("--format", "form", type=click.Choice(tuple(FORMATS)),
               help="Default: by the ending of the output file, else a table.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
@@ -83,12 +111,21 @@ def cli() -> None:
 def fit_command(
     paths: tuple[str, ...],
     families: tuple[str, ...],
+    method: str,
     group_by: str,
     include: str | None,
     exclude: str | None,
     min_size: int,
     axis: tuple[int, ...],
     moments_only: bool,
+    bins: int,
+    grid: str | None,
+    xmin: float | None,
+    groups: int | None,
+    bootstrap: int,
+    vuong: bool,
+    level: float,
+    universality: bool,
     form: str | None,
     output: Path | None,
     budget: int | None,
@@ -103,9 +140,10 @@ def fit_command(
     teleojax fit model-dir/ --group-by role
     cat model.safetensors | teleojax fit - --format jsonl > model.jsonl
 
-    In the table, kl nats is the distance from arbitrage equilibrium in nats per connection (0 at equilibrium, 0.163 for
-    an untrained Gaussian layer), ks the largest gap between the distribution functions, best the family of highest
-    likelihood and gain what it gains over the lognormal, in nats per value.
+    In the table, best is the family of lowest BIC and gain what it gains over the lognormal, in nats per value; kl nats
+    is the distance from arbitrage equilibrium in nats per connection (0 at equilibrium, 0.163 for an untrained Gaussian
+    layer), ks the largest gap between the distribution functions. With more families than two, a second table counts by
+    role the tensors that each family wins.
     """
     if output is not None and not output.parent.is_dir():
         raise click.BadParameter(f"no directory {str(output.parent)!r}", param_hint="'-o'")
@@ -116,6 +154,14 @@ def fit_command(
         report = fit(
             target,
             families=families,
+            method=method,
+            bins=bins,
+            grid=grid,
+            xmin=xmin,
+            bootstrap=bootstrap,
+            vuong=vuong,
+            level=level,
+            groups=groups,
             include=include,
             exclude=exclude,
             min_size=min_size,
@@ -123,8 +169,16 @@ def fit_command(
             budget_bytes=budget,
             progress=progress,
         )
+    if bootstrap and any(s.moments.n > LARGE for s in report.measured.values()):
+        click.echo(f"teleojax: above {LARGE:,} values any p-value is small: read gain and ks first", err=True)
     form = form or _format_of(output)
-    _write(report, report.group_by(group_by), form, output)
+    more = []
+    by = "depth" if group_by == "depth" else "role"
+    if len(report.options.families) > len(DEFAULT_FAMILIES):
+        more.append(wins_table(report.wins(by), by))
+    if universality:
+        more.append(universality_table(report.universality(by), by))
+    _write(report, report.group_by(group_by), form, output, more)
     return _say_what_is_missing(report)
 
 
@@ -172,7 +226,7 @@ def _fit_axis(
     return 0
 
 
-def _write(whole: Report, shown: Report, form: str, output: Path | None) -> None:
+def _write(whole: Report, shown: Report, form: str, output: Path | None, more: Sequence[Table]) -> None:
     if form == "table":
         with Path(os.devnull).open("w") as nowhere:  # printed to a string first: a file or a pipe gets it whole
             terminal = sys.stdout.isatty() and output is None
@@ -183,6 +237,8 @@ def _write(whole: Report, shown: Report, form: str, output: Path | None) -> None
             rate = f"{totals['bytes'] / 1e6:,.1f} MB in {totals['seconds']:.2f} s"
             title = f"{totals['source']}: {totals['values']:,} values, {rate}"
             console.print(report_table(shown, title, console.width))
+            for table in more:
+                console.print(table)
             console.print(finding(whole), markup=False, highlight=False, width=min(console.width, TEXT_WIDTH))
             text = console.export_text(styles=terminal)
         if not terminal:

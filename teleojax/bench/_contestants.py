@@ -16,7 +16,8 @@ from teleojax.bench._data import rows_of, usable_cores
 from teleojax.bench._timing import Contestant
 from teleojax.blocks import ROW
 from teleojax.blocks._plan import WINDOW_BYTES
-from teleojax.engine import measure
+from teleojax.engine import _compile, measure
+from teleojax.engine._choose import counting_trials
 from teleojax.engine._compile import compiled_pattern_counts, compiled_row_sums
 from teleojax.engine._window import JOB_ROWS
 from teleojax.kernels import RowSums
@@ -41,7 +42,7 @@ def _calls(bits: np.ndarray) -> list[Any]:
     """The rows in calls of 64 MiB, on the device."""
     per_call = min(len(bits), WINDOW_BYTES // (ROW * bits.itemsize))
     calls = [bits[a : a + per_call] for a in range(0, len(bits), per_call)]
-    return calls if jax.default_backend() == "cpu" else [jax.device_put(c) for c in calls]
+    return calls if _compile.on_cpu() else [jax.device_put(c) for c in calls]
 
 
 def moments_of_calls(sums: Sequence[RowSums], calls: Sequence[Any], dtype: str) -> LogMoments:
@@ -170,36 +171,61 @@ def moments_contestants(values: np.ndarray, expected: tuple[float, float]) -> li
 
 
 def counts_contestants(values: np.ndarray) -> list[Contestant]:
-    """Exact counts of the leading bits, at most 16 of them: teleojax's threads first, then NumPy and jax.numpy."""
+    """Exact counts of the leading bits, at most 16 of them: teleojax first, then NumPy and jax.numpy.
+
+    teleojax counts in threads on a CPU. On an accelerator it takes the fastest of its candidates, and each of those
+    that count right there is listed too.
+    """
     bits = rows_of(values)
     n_bits = min(16, 8 * bits.itemsize)
     shift = 8 * bits.itemsize - n_bits
     parts = np.array_split(bits.reshape(-1), max(1, bits.size // (1 << 20)))
     expected = sum(np.bincount(part >> shift, minlength=1 << n_bits) for part in parts)
-    kernel = compiled_pattern_counts()
     calls = _calls(bits)
-    step = JOB_ROWS if jax.default_backend() == "cpu" else len(calls[0])  # an accelerator counts a call at once
-    jobs = [(rows, a, min(a + step, len(rows))) for rows in calls for a in range(0, len(rows), step)]
-    threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="teleojax-count")
-
-    def teleojax() -> np.ndarray:
-        counts = np.zeros(1 << n_bits, np.int64)
-        for part in threads.map(lambda job: np.asarray(kernel(*job, n_bits=n_bits)), jobs):
-            counts += part
-        return counts
-
     flat = bits.reshape(-1)
-    x = flat if jax.default_backend() == "cpu" else jax.device_put(flat)
+    x = flat if _compile.on_cpu() else jax.device_put(flat)
     jnp_bincount = jax.jit(lambda b: jnp.bincount((b >> shift).astype(jnp.int32), length=1 << n_bits))
     scatter = jax.jit(lambda b: jnp.zeros(1 << n_bits, jnp.int32).at[(b >> shift).astype(jnp.int32)].add(1))
     runs: dict[str, tuple[Callable[[], Any], str]] = {
-        SUBJECT: (teleojax, "a Python thread a core"),
+        **(_counts_in_threads(calls, n_bits) if _compile.on_cpu() else _counts_by_candidate(calls, n_bits)),
         "NumPy bincount": (lambda: np.bincount(flat >> shift, minlength=1 << n_bits), "copies the keys to int64"),
         "jax.numpy bincount": (lambda: jax.block_until_ready(jnp_bincount(x)), "one jit"),
         "jax.numpy scatter": (lambda: jax.block_until_ready(scatter(x)), "one jit"),
     }
     make = partial(Contestant, expected=expected, n_values=bits.size, n_bytes=bits.nbytes, rtol=0)
     return [make(name, run, note=note) for name, (run, note) in runs.items()]
+
+
+def _counts_in_threads(calls: Sequence[Any], n_bits: int) -> dict[str, tuple[Callable[[], Any], str]]:
+    """teleojax as it counts on a CPU."""
+    kernel = compiled_pattern_counts()
+    jobs = [(rows, a, min(a + JOB_ROWS, len(rows))) for rows in calls for a in range(0, len(rows), JOB_ROWS)]
+    threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="teleojax-count")
+
+    def run() -> np.ndarray:
+        counts = np.zeros(1 << n_bits, np.int64)
+        for part in threads.map(lambda job: np.asarray(kernel(*job, n_bits=n_bits)), jobs):
+            counts += part
+        return counts
+
+    return {SUBJECT: (run, "a Python thread a core")}
+
+
+def _counts_by_candidate(calls: Sequence[Any], n_bits: int) -> dict[str, tuple[Callable[[], Any], str]]:
+    """teleojax as it counts on an accelerator, and the candidates that it chooses from, all over rows on the device."""
+
+    def counting(program: Callable[..., Any]) -> Callable[[], np.ndarray]:
+        def run() -> np.ndarray:
+            counts = np.zeros(1 << n_bits, np.int64)
+            for part in [program(rows, 0, len(rows), n_bits=n_bits) for rows in calls]:  # all begun before the first
+                counts += np.asarray(part)
+            return counts
+
+        return run
+
+    trials = counting_trials(calls[0].dtype.itemsize, n_bits)
+    candidates = {f"{SUBJECT}, {t.name}": (counting(t.program), "a candidate for the choice") for t in trials}
+    return {SUBJECT: (counting(trials[0].program), f"{trials[0].name}: the fastest when tried"), **candidates}
 
 
 def measure_contestants(target: Any, expected: Any, n_values: int, n_bytes: int) -> list[Contestant]:

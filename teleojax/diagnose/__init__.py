@@ -2,7 +2,17 @@
 
 from teleojax.diagnose._bins import Bins as Bins
 from teleojax.diagnose._bins import density_bins as density_bins
+from teleojax.diagnose._bootstrap import LARGE as LARGE
+from teleojax.diagnose._bootstrap import BootstrapTest as BootstrapTest
+from teleojax.diagnose._bootstrap import bootstrap_test as bootstrap_test
 from teleojax.diagnose._density import LogDensity as LogDensity
 from teleojax.diagnose._density import penalised_log_density as penalised_log_density
 from teleojax.diagnose._distances import LognormalDistances as LognormalDistances
 from teleojax.diagnose._distances import lognormal_distances as lognormal_distances
+from teleojax.diagnose._goodness import Goodness as Goodness
+from teleojax.diagnose._goodness import goodness_of_fit as goodness_of_fit
+from teleojax.diagnose._universality import Heterogeneity as Heterogeneity
+from teleojax.diagnose._universality import Universality as Universality
+from teleojax.diagnose._universality import universality as universality
+from teleojax.diagnose._vuong import VuongTest as VuongTest
+from teleojax.diagnose._vuong import vuong as vuong

@@ -42,16 +42,16 @@ def lognormal_distances(histogram: BitHistogram, mu: float, sigma: float) -> Log
         low = np.maximum(low, -1e3)
     below, above = before - ndtr(low), after - ndtr(high)
     ks = float(max(np.abs(below).max(), np.abs(above).max()))
-    inside = float(np.sum(_absolute_area(below, above, high - low)))
+    inside = float(np.sum(absolute_area(below, above, high - low)))
     gaps = float(np.sum(_step_area(after[:-1], high[:-1], low[1:])))
     tails = float(_normal_integral(low[0]) + _normal_integral(-high[-1]))
     q = ndtri((before + after) / 2)
     return LognormalDistances(
-        ks, float(sigma * (inside + gaps + tails)), _squared_correlation(q, y, histogram.counts / n)
+        ks, float(sigma * (inside + gaps + tails)), squared_correlation(q, y, histogram.counts / n)
     )
 
 
-def _absolute_area(a: np.ndarray, b: np.ndarray, width: np.ndarray) -> Float[np.ndarray, " k"]:
+def absolute_area(a: np.ndarray, b: np.ndarray, width: np.ndarray) -> Float[np.ndarray, " k"]:
     """∫|D| over intervals on which D runs straight from a to b."""
     size = np.abs(a) + np.abs(b)
     crossing = (a * a + b * b) / np.where(size > 0, size, 1)
@@ -71,7 +71,7 @@ def _step_area(level: np.ndarray, a: np.ndarray, b: np.ndarray) -> Float[np.ndar
     return level * (cross - a) - (rise - _normal_integral(a)) + (_normal_integral(b) - rise) - level * (b - cross)
 
 
-def _squared_correlation(u: np.ndarray, v: np.ndarray, weight: np.ndarray) -> float:
+def squared_correlation(u: np.ndarray, v: np.ndarray, weight: np.ndarray) -> float:
     u, v = u - weight @ u, v - weight @ v
     spread = (weight @ u**2) * (weight @ v**2)
     return float((weight @ (u * v)) ** 2 / spread) if spread > 0 else math.nan

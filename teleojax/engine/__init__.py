@@ -1,6 +1,8 @@
 """The only room that jits, shards and folds."""
 
 from teleojax.engine._axis import measure_axis as measure_axis
+from teleojax.engine._functions import compiled as compiled
+from teleojax.engine._functions import compiled_float64 as compiled_float64
 from teleojax.engine._measure import Measured as Measured
 from teleojax.engine._measure import Selection as Selection
 from teleojax.engine._measure import measure as measure

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from teleojax.kernels import pattern_counts, pattern_counts_sorted, row_fits, row_sums
+from teleojax.engine._choose import counting_trials
+from teleojax.kernels import pattern_counts, row_fits, row_sums
 from teleojax.stats._rows import FAR, NARROW, TINY
 
 # Reassociating sums is what lets XLA vectorise them on a CPU. NaN and inf are asked of the bits, never of floats, but
@@ -20,6 +21,11 @@ CPU_OPTIONS: dict[str, Any] = {
     "xla_cpu_fast_math_honor_infs": True,
     "xla_cpu_prefer_vector_width": 512,
 }
+
+
+def on_cpu() -> bool:
+    """Whether the device is a CPU, which reads the host's memory in place; any other has arrays copied to it."""
+    return jax.default_backend() == "cpu"
 
 
 @cache
@@ -35,11 +41,15 @@ def compiled_row_fits() -> Callable[..., Any]:
     return jax.jit(marking, static_argnames="dtype", compiler_options=_options())
 
 
+def compiled_pattern_counts(itemsize: int = 2, n_bits: int = 16) -> Callable[..., Any]:
+    """The counting program for patterns of this size: on a CPU one for all, else what is fastest on this machine."""
+    return _counts_by_row() if on_cpu() else counting_trials(itemsize, n_bits)[0].program
+
+
 @cache
-def compiled_pattern_counts() -> Callable[..., Any]:
-    """The counting kernel of the platform, one program per item size and number of rows."""
-    kernel = pattern_counts if jax.default_backend() == "cpu" else pattern_counts_sorted
-    return jax.jit(kernel, static_argnames="n_bits")
+def _counts_by_row() -> Callable[..., Any]:
+    """`pattern_counts`, one program per item size and number of rows."""
+    return jax.jit(pattern_counts, static_argnames="n_bits")
 
 
 @cache

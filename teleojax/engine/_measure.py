@@ -8,17 +8,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from teleojax._errors import InputError, UsageError
-from teleojax.blocks import LoadedWindow, load_windows, plan_windows, window_bytes
-from teleojax.engine._accumulate import Accumulator, accumulator, finish_all
+from teleojax.blocks import LoadedWindow, Piece, load_windows, plan_windows, window_bytes
+from teleojax.engine._accumulate import Accumulator, finish_all
+from teleojax.engine._groups import Part, ShortRows, held_bytes, parts_of
 from teleojax.engine._window import accumulate_window
 from teleojax.sources import Source, TensorSpec, open_source
 from teleojax.sources._index import by_storage, natural_key
 from teleojax.stats import TensorStats
 
+HELD_BYTES = 1 << 25  # begun at once, of what tensors hold until they are complete
 IN_FLIGHT = 2  # windows begun before the first of them is collected: what the host does meanwhile stalls nothing
 
 
@@ -51,6 +53,15 @@ class Measured(Mapping[str, TensorStats]):
 
     def __len__(self) -> int:
         return len(self.stats)
+
+    @staticmethod
+    def of(stats: Mapping[str, TensorStats]) -> Measured:
+        """Statistics that were made elsewhere, by name, as if they had been measured: flat tensors of that size."""
+        specs = {}
+        for name in sorted(stats, key=natural_key):
+            histogram, size = stats[name].histogram, stats[name].moments.size
+            specs[name] = TensorSpec(name, (size,), histogram.dtype if histogram else "float32", "statistics", 0, 0)
+        return Measured("statistics", specs, {name: stats[name] for name in specs})
 
     @property
     def nbytes(self) -> int:
@@ -100,6 +111,7 @@ def measure(
     exclude: str | None = None,
     min_size: int = 0,
     histogram: bool = True,
+    groups: int | None = None,
     budget_bytes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Measured:
@@ -110,11 +122,20 @@ def measure(
     `histogram` only the LogMoments are taken, at twice the speed, and TensorStats.histogram is None. `budget_bytes`
     bounds the memory held for reading; the numbers do not depend on it. `progress(done, total)` is called with bytes.
 
+    With `groups` = G ≥ 2 every tensor of at least 2G values is measured as G contiguous stretches of nearly equal
+    length, in storage order: `TensorStats.groups`, which `TensorStats.without` leaves out one at a time. The tensor's
+    own statistics are their merge: the same counts, moments equal up to rounding. Where the stretches end is a function
+    of size and G alone. The results take up to G times the memory: with G = 20 about 1 MB a tensor, 4 MB in float16.
+
     Integer, empty and filtered tensors are listed under `skipped`. When a storage ends early or breaks, the tensors
     read whole before that are kept and the others listed under `failed`; if nothing at all could be measured the error
-    is raised. Raises InputError and CorruptInputError for a source that cannot be read, UsageError for a bad pattern or
-    a budget too small.
+    is raised. Raises InputError and CorruptInputError for a source that cannot be read, UsageError for a bad pattern, a
+    budget too small or fewer than two groups.
     """
+    if groups is not None and groups < 2:
+        raise UsageError(
+            "groups", found=str(groups), needed="2 or more", remedy="Give 20, say, or leave the option out."
+        )
     start = time.perf_counter()
     length = window_bytes(budget_bytes)
     select = Selection(include, exclude, min_size)
@@ -126,7 +147,7 @@ def measure(
     stats: dict[str, TensorStats] = {}
     failed: dict[str, str] = {}
     error: InputError | None = None
-    groups = by_storage(wanted)
+    stored = by_storage(wanted)
     with (
         ThreadPoolExecutor(1, thread_name_prefix="teleojax-read") as reader,
         ThreadPoolExecutor(_cores(), thread_name_prefix="teleojax-count") as counters,
@@ -143,8 +164,8 @@ def measure(
                 if progress is not None:
                     progress(done, total)
 
-        for storage in (s for s in source.storages if s in groups):
-            mine = groups[storage]
+        for storage in (s for s in source.storages if s in stored):
+            mine = tuple(parts_of(stored[storage], groups))
             try:
                 for window, in_flight in _begin_storage(source, storage, mine, length, histogram, reader, counters):
                     begun.append(window)
@@ -152,7 +173,7 @@ def measure(
             except InputError as e:  # what the storage held whole before it broke is kept
                 collect(0)
                 error = e
-                failed |= {s.name: str(e) for s in mine if s.name not in stats}
+                failed |= {s.name: str(e) for s in stored[storage] if s.name not in stats}
         collect(0)
     if error is not None and not stats:
         raise error
@@ -163,7 +184,7 @@ def measure(
 def _begin_storage(
     source: Source,
     storage: str,
-    specs: Sequence[TensorSpec],
+    parts: Sequence[Part],
     length: int,
     histogram: bool,
     reader: Executor,
@@ -171,25 +192,34 @@ def _begin_storage(
 ) -> Iterator[tuple[_Begun, int]]:
     """Begin one window after another; with each comes how many may be left begun when the next is asked for.
 
-    A window's results are collected once later ones have begun, so that the device never waits for the host.
+    A window's results are collected once later ones have begun, so that the device never waits for the host. A window
+    of many tensors, or stretches of them, is begun in several goes: each of them has counts of its own.
     """
+    specs = [part.spec for part in parts]
     windows = plan_windows(specs, length)
     last = {piece.tensor: number for number, window in enumerate(windows) for piece in window.pieces}
     active: dict[int, Accumulator] = {}
+    stretches: dict[str, list[TensorStats]] = {}  # those complete of tensors that are not, in storage order
 
-    def begin(number: int, loaded: LoadedWindow) -> _Begun:
-        pieces = loaded.window.pieces
+    def begin(number: int, loaded: LoadedWindow, pieces: tuple[Piece, ...]) -> _Begun:
+        window = replace(loaded, window=replace(loaded.window, pieces=pieces))
+        collect = accumulate_window(window, specs, active, length, counters)
         for piece in pieces:
-            if piece.tensor not in active:
-                active[piece.tensor] = accumulator(specs[piece.tensor], histogram=histogram)
-        collect = accumulate_window(loaded, specs, active, length, counters)
+            if isinstance(short := active[piece.tensor], ShortRows):
+                short.add_piece(loaded.bytes_of(piece.start, piece.stop))
 
         def end() -> tuple[dict[str, TensorStats], int]:
             collect()
             complete = [piece.tensor for piece in pieces if last[piece.tensor] == number]
-            stats = finish_all({specs[t].name: active.pop(t) for t in complete})
-            if not histogram:
-                stats = {name: TensorStats(s.moments, None) for name, s in stats.items()}
+            finished = finish_all({str(t): active.pop(t) for t in complete})
+            stats: dict[str, TensorStats] = {}
+            for t in complete:
+                part, one = parts[t], finished[str(t)]
+                arrived = stretches.setdefault(part.spec.name, [])
+                arrived.append(one if histogram else _moments_alone(one))
+                if len(arrived) == part.n_parts:
+                    del stretches[part.spec.name]
+                    stats[part.spec.name] = arrived[0] if part.n_parts == 1 else TensorStats.from_groups(arrived)
             return stats, sum(p.stop - p.start for p in pieces)
 
         return end
@@ -197,7 +227,19 @@ def _begin_storage(
     with source.open(storage) as opened:
         in_flight = IN_FLIGHT if opened.mapped else 1  # a buffer is filled again after the window after it
         for number, loaded in enumerate(load_windows(opened, windows, length, reader)):
-            yield begin(number, loaded), in_flight
+            pieces, held = [], 0
+            for piece in loaded.window.pieces:
+                pieces.append(piece)
+                if piece.tensor not in active:
+                    active[piece.tensor] = parts[piece.tensor].accumulator(histogram=histogram)
+                    held += held_bytes(specs[piece.tensor], active[piece.tensor])
+                if held >= HELD_BYTES or piece is loaded.window.pieces[-1]:
+                    yield begin(number, loaded, tuple(pieces)), in_flight
+                    pieces, held = [], 0
+
+
+def _moments_alone(stats: TensorStats) -> TensorStats:
+    return TensorStats(stats.moments, None, tuple(_moments_alone(g) for g in stats.groups))
 
 
 def _cores() -> int:

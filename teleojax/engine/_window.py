@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
+import jax
 import numpy as np
 
 from teleojax.blocks import BLOCK_ROWS, ROW, LoadedWindow, aligned_buffer, plan_frames, split_piece
 from teleojax.blocks._plan import FRAME_ROWS
+from teleojax.engine import _compile
 from teleojax.engine._accumulate import SUMMED, Accumulator, PatternCounts, Rows, RowsAndCounts, WholeTensor
 from teleojax.engine._compile import compiled_pattern_counts, compiled_row_sums
 from teleojax.kernels import RowSums
@@ -131,7 +135,7 @@ def _begin(
     on_device = dtype in SUMMED
     # the sums start first and run in the device's own threads while these threads count
     called: list[_Called] = []
-    jobs: list[tuple[int, Future[np.ndarray]]] = []
+    jobs: list[tuple[int, Callable[[], np.ndarray]]] = []
     loose = [f for f in fragments if f.tensor in by_rows]
     if spans:
         memory, first_row = loaded.rows(bits, ROW), loaded.first_byte // row_bytes
@@ -144,15 +148,15 @@ def _begin(
                 for s in wanted
             ]
             own = [s for s in own if s.first < s.stop]
+            placed = _on_device(rows)
             if summed := [s for s in own if s.tensor in by_rows]:
                 index = np.concatenate([np.arange(s.first, s.stop) for s in summed])
                 owners = np.repeat([s.tensor for s in summed], [s.stop - s.first for s in summed])
                 starts = (index + frame.first + first_row) * row_bytes
-                called.append(_Called(rows, compiled_row_sums()(rows, dtype=dtype), index, owners, starts))
+                called.append(_Called(rows, compiled_row_sums()(placed, dtype=dtype), index, owners, starts))
             for s in own:
-                n_bits = accumulators[s.tensor].n_bits
-                for a in range(s.first, s.stop, JOB_ROWS) if n_bits else ():
-                    jobs.append((s.tensor, threads.submit(_count, rows, a, min(a + JOB_ROWS, s.stop), n_bits)))
+                if n_bits := accumulators[s.tensor].n_bits:
+                    jobs += [(s.tensor, job) for job in _begin_counting(placed, s, n_bits, threads)]
     if loose and on_device:
         called += _stage(loaded, dtype, loose)
 
@@ -168,7 +172,7 @@ def _begin(
         for tensor, job in jobs:
             accumulator = accumulators[tensor]
             if isinstance(accumulator, PatternCounts | RowsAndCounts):
-                accumulator.add_counts(job.result())
+                accumulator.add_counts(job())
         for call in called:
             moments.add(call.tensors, call.starts, _moments_of(call, dtype))
         for tensor, partials in moments.by_block(BLOCK_ROWS * row_bytes):
@@ -244,6 +248,26 @@ def _bits_of(loaded: LoadedWindow, fragment: _Fragment, bits: np.dtype) -> np.nd
     return loaded.bytes_of(fragment.start, fragment.stop).copy().view(bits)
 
 
-def _count(rows: np.ndarray, first: int, stop: int, n_bits: int) -> np.ndarray:
-    """Counts of the leading bits over rows [first, stop) of a frame."""
-    return np.asarray(compiled_pattern_counts()(rows, first, stop, n_bits=n_bits))
+def _on_device(rows: np.ndarray) -> np.ndarray | jax.Array:
+    """The rows where the device reads them: a CPU in place, any other in a copy that arrives while others are in work.
+
+    One copy serves every call on the frame.
+    """
+    return rows if _compile.on_cpu() else jax.device_put(rows)
+
+
+def _begin_counting(rows: Any, span: _Span, n_bits: int, threads: Executor) -> list[Callable[[], np.ndarray]]:
+    """Begin counting the leading bits of a span; each of the calls returned waits for a part of the counts.
+
+    The cores of a CPU share the rows; an accelerator counts them in one call, and sends the counts as they are done.
+    """
+    count = partial(compiled_pattern_counts(rows.dtype.itemsize, n_bits), rows, n_bits=n_bits)
+    if not _compile.on_cpu():
+        counts = count(span.first, span.stop)
+        counts.copy_to_host_async()
+        return [partial(np.asarray, counts)]
+
+    def part(first: int) -> np.ndarray:
+        return np.asarray(count(first, min(first + JOB_ROWS, span.stop)))
+
+    return [threads.submit(part, first).result for first in range(span.first, span.stop, JOB_ROWS)]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from teleojax.stats import LogMoments
 
@@ -18,6 +19,8 @@ Bounds = tuple[tuple[float, float], ...]
 
 POSITIVE = (-30.0, 30.0)  # bounds of the logarithm of a parameter that is positive
 REAL = (-1e4, 1e4)  # bounds of a location in ln x
+LOG_SPREAD = (-12.0, 6.0)  # bounds of the logarithm of a spread of ln x; float32 numbers lie e^−16 apart
+LIMIT_NATS = 1e-5  # a simpler law is all but reached when it is this near, in nats a value (Kullback–Leibler)
 
 
 class Shape(NamedTuple):
@@ -31,11 +34,18 @@ class Shape(NamedTuple):
 class ClosedForm(NamedTuple):
     """Maximum likelihood of a family for which the log-moments are sufficient, so that both are exact.
 
-    `estimate` returns None where the maximum does not exist; `loglik_per_value` is the mean of ln p(x), in nats.
+    `estimate` returns None where the maximum does not exist; `loglik_per_value` is the mean of ln p(x), in nats;
+    `standard_errors(params, n)` come from the information at the maximum.
     """
 
     estimate: Callable[[LogMoments], dict[str, float] | None]
     loglik_per_value: Callable[[LogMoments, Params], float]
+    standard_errors: Callable[[Params, int], dict[str, float]] = lambda params, n: {}  # noqa: ARG005
+
+
+def within(starts: ArrayLike, bounds: Bounds) -> np.ndarray:
+    """Start values moved to the nearest point of the box."""
+    return np.clip(np.asarray(starts, np.float64), *np.asarray(bounds).T)
 
 
 def _no_limit(params: Params) -> str | None:  # noqa: ARG001

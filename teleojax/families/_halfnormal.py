@@ -10,6 +10,8 @@ from jax import Array
 from scipy.special import erf, erfinv, log_ndtr
 
 from teleojax.families._family import REAL, ClosedForm, Family, Params, Shape
+from teleojax.families._prentice import clipped_exp
+from teleojax.families._special import log1mexp, log_of
 from teleojax.stats import LogMoments
 
 HALF_LOG_2_OVER_PI = 0.5 * math.log(2 / math.pi)
@@ -20,7 +22,7 @@ MEAN_LOG = -(np.euler_gamma + LOG_2) / 2  # of y when scale = 1
 def _log_density(y: Array, theta: Array) -> Array:
     """theta = (ln scale,)."""
     z = y - theta[0]
-    return HALF_LOG_2_OVER_PI + z - 0.5 * jnp.exp(2 * z)
+    return HALF_LOG_2_OVER_PI + z - 0.5 * clipped_exp(2 * z)
 
 
 def _estimate(moments: LogMoments) -> dict[str, float] | None:
@@ -38,6 +40,13 @@ def _starts(shape: Shape) -> np.ndarray:  # noqa: ARG001
     return np.asarray([[-MEAN_LOG]])
 
 
+def _log_probabilities(x: np.ndarray, params: Params) -> tuple[np.ndarray, np.ndarray]:
+    """ln P(X ≤ x) and ln P(X > x), the larger from the smaller, so that it keeps its relative precision near 0."""
+    z = x / params["scale"]
+    inner, log_outer = erf(np.minimum(z, 1) / math.sqrt(2)), LOG_2 + log_ndtr(-np.maximum(z, 1))
+    return np.where(z < 1, log_of(inner), log1mexp(-log_outer)), np.where(z < 1, np.log1p(-inner), log_outer)
+
+
 HALFNORMAL = Family(
     name="halfnormal",
     parameters=("scale",),
@@ -46,9 +55,9 @@ HALFNORMAL = Family(
     unconstrain=lambda p: (np.log([p["scale"]]), 0.0),
     starts=_starts,
     bounds=(REAL,),
-    logcdf=lambda x, p: np.log(erf(x / (p["scale"] * math.sqrt(2)))),
-    logsf=lambda x, p: LOG_2 + log_ndtr(-x / p["scale"]),
+    logcdf=lambda x, p: _log_probabilities(x, p)[0],
+    logsf=lambda x, p: _log_probabilities(x, p)[1],
     ppf=lambda q, p: p["scale"] * math.sqrt(2) * erfinv(q),
     sample=lambda rng, p, n: np.abs(p["scale"] * rng.standard_normal(n)),
-    closed_form=ClosedForm(_estimate, _loglik),
+    closed_form=ClosedForm(_estimate, _loglik, lambda p, n: {"scale": p["scale"] / math.sqrt(2 * n)}),
 )

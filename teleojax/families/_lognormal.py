@@ -10,9 +10,8 @@ from jax import Array
 from scipy.special import log_ndtr, ndtri
 
 from teleojax.families._family import POSITIVE, REAL, ClosedForm, Family, Params, Shape
+from teleojax.families._special import HALF_LOG_2PI, log_of
 from teleojax.stats import LogMoments
-
-HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 def _log_density(y: Array, theta: Array) -> Array:
@@ -22,7 +21,7 @@ def _log_density(y: Array, theta: Array) -> Array:
 
 
 def _standardise(x: np.ndarray, params: Params) -> np.ndarray:
-    return (np.log(x) - params["mu"]) / params["sigma"]
+    return (log_of(x) - params["mu"]) / params["sigma"]
 
 
 def _estimate(moments: LogMoments) -> dict[str, float] | None:
@@ -51,5 +50,7 @@ LOGNORMAL = Family(
     logsf=lambda x, p: log_ndtr(-_standardise(x, p)),
     ppf=lambda q, p: np.exp(p["mu"] + p["sigma"] * ndtri(q)),
     sample=lambda rng, p, n: np.exp(p["mu"] + p["sigma"] * rng.standard_normal(n)),
-    closed_form=ClosedForm(_estimate, _loglik),
+    closed_form=ClosedForm(
+        _estimate, _loglik, lambda p, n: {"mu": p["sigma"] / math.sqrt(n), "sigma": p["sigma"] / math.sqrt(2 * n)}
+    ),
 )

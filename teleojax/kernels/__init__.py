@@ -1,7 +1,10 @@
 """Pure functions from one block of weights to partial statistics; `engine` jits and runs them."""
 
 from teleojax.kernels._bithist import pattern_counts as pattern_counts
+from teleojax.kernels._bithist import pattern_counts_one_hot as pattern_counts_one_hot
+from teleojax.kernels._bithist import pattern_counts_scattered as pattern_counts_scattered
 from teleojax.kernels._bithist import pattern_counts_sorted as pattern_counts_sorted
+from teleojax.kernels._bithist_pallas import pattern_counts_pallas as pattern_counts_pallas
 from teleojax.kernels._logmoments import LAYOUTS as LAYOUTS
 from teleojax.kernels._logmoments import RowSums as RowSums
 from teleojax.kernels._logmoments import row_sums as row_sums

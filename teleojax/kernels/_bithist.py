@@ -1,10 +1,18 @@
-"""Rows of bit patterns -> exact counts of their leading bits."""
+"""Rows of bit patterns -> exact counts of their leading bits: one kernel for a CPU, several for accelerators.
+
+All have the same signature and the same answer; which is fastest on an accelerator, the engine measures.
+"""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Int32, Shaped, UInt
+from jaxtyping import Bool, Int32, Shaped, UInt
+
+FLOAT32_EXACT = 1 << 24  # ones that a float32 sum counts without loss
+ONE_HOT_VALUES = 1 << 18  # values a product: where a compiler writes the one-hot matrices out, 256 MiB in bfloat16
 
 
 def pattern_counts(
@@ -15,7 +23,7 @@ def pattern_counts(
     The bounds are values, not shapes: one compiled program counts any tensor within the rows. It adds row by row into
     one table that stays in cache; a scatter of all values at once is six times slower on a CPU.
     """
-    shift = _shift(bits, n_bits)
+    shift = bits_below(bits, n_bits)
 
     def count_row(row: Array, counts: Array) -> Array:
         key = (lax.dynamic_index_in_dim(bits, row, 0, keepdims=False) >> shift).astype(jnp.int32)
@@ -28,14 +36,75 @@ def pattern_counts_sorted(
     bits: UInt[Array, "rows cols"], first: Shaped[Array, ""], stop: Shaped[Array, ""], *, n_bits: int
 ) -> Int32[Array, " bins"]:
     """The same counts for an accelerator: sort the keys, then search for each bin's end; nothing is scattered."""
-    row = lax.broadcasted_iota(jnp.int32, bits.shape, 0)
-    wanted = (row >= first) & (row < stop)
     narrow = jnp.uint8 if n_bits == 8 else jnp.uint16  # few bits make a radix sort short
-    keys = jnp.where(wanted, bits >> _shift(bits, n_bits), 0).astype(narrow)
+    keys = jnp.where(_wanted(bits, first, stop), bits >> bits_below(bits, n_bits), 0).astype(narrow)
     ends = jnp.searchsorted(jnp.sort(keys.reshape(-1)), jnp.arange(1 << n_bits).astype(narrow), side="right")
     counts = jnp.diff(ends, prepend=0).astype(jnp.int32)
     return counts.at[0].add(-(bits.size - (stop - first) * bits.shape[1]))  # rows not wanted were counted as zeros
 
 
-def _shift(bits: Array, n_bits: int) -> int:
+def pattern_counts_scattered(
+    bits: UInt[Array, "rows cols"], first: Shaped[Array, ""], stop: Shaped[Array, ""], *, n_bits: int
+) -> Int32[Array, " bins"]:
+    """The same counts for an accelerator with atomic addition: one scatter of all values, rows not wanted left out."""
+    key = (bits >> bits_below(bits, n_bits)).astype(jnp.int32)
+    key = jnp.where(_wanted(bits, first, stop), key, 1 << n_bits)
+    return jnp.zeros(1 << n_bits, jnp.int32).at[key].add(1, mode="drop")
+
+
+def pattern_counts_one_hot(
+    bits: UInt[Array, "rows cols"],
+    first: Shaped[Array, ""],
+    stop: Shaped[Array, ""],
+    *,
+    n_bits: int,
+    operand: Literal["bfloat16", "int8"] = "bfloat16",
+) -> Int32[Array, " bins"]:
+    """The same counts for an accelerator with matrix units: counts[h, l] = Σ one_hot(high)[h] · one_hot(low)[l].
+
+    A key is cut into a high and a low half of n_bits / 2, and the sum runs over a chunk of the rows. In bfloat16 it is
+    formed in float32, exactly, since a chunk has at most 2^24 values, and in int8 in int32; chunks add up in int32.
+    """
+    n_rows, n_cols = bits.shape
+    step = rows_within(ONE_HOT_VALUES, n_rows, n_cols)
+    shift, low_bits = bits_below(bits, n_bits), n_bits // 2
+    n_high, n_low = 1 << (n_bits - low_bits), 1 << low_bits
+    exact = jnp.float32 if operand == "bfloat16" else jnp.int32
+
+    def one_hot(key: Array, n: int) -> Array:
+        return (key == lax.broadcasted_iota(jnp.int32, (n, 1), 0)).astype(operand)
+
+    def count_chunk(number: Array, counts: Array) -> Array:
+        start = jnp.minimum(number * step, n_rows - step)  # the last chunk reaches back over rows already counted
+        chunk = lax.dynamic_slice_in_dim(bits, start, step)
+        wanted = _wanted(chunk, jnp.maximum(first, number * step) - start, stop - start)
+        key = (chunk >> shift).astype(jnp.int32)
+        high = jnp.where(wanted, key >> low_bits, -1).reshape(1, -1)  # −1 is in no row
+        low = (key & (n_low - 1)).reshape(1, -1)
+        a, b = (one_hot(k, n) for k, n in ((high, n_high), (low, n_low)))
+        product = lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=exact)
+        return counts + product.astype(jnp.int32)
+
+    counts = lax.fori_loop(first // step, -(-stop // step), count_chunk, jnp.zeros((n_high, n_low), jnp.int32))
+    return counts.reshape(-1)
+
+
+def bits_below(bits: Array, n_bits: int) -> int:
+    """How many bits lie below the leading `n_bits`."""
     return 8 * bits.dtype.itemsize - n_bits
+
+
+def rows_within(most: int, n_rows: int, n_cols: int) -> int:
+    """Rows of a chunk: as many as `most` values allow, at least one, at most all.
+
+    Raises ValueError where even one row has more ones than float32 counts exactly.
+    """
+    if n_cols > FLOAT32_EXACT:
+        raise ValueError(f"found rows of {n_cols} values; needed at most {FLOAT32_EXACT}. Use narrower rows.")
+    return max(1, min(n_rows, most // n_cols))
+
+
+def _wanted(bits: Array, first: Array, stop: Array) -> Bool[Array, "rows cols"]:
+    """Which values lie in rows [first, stop)."""
+    row = lax.broadcasted_iota(jnp.int32, bits.shape, 0)
+    return (row >= first) & (row < stop)

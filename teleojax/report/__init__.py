@@ -1,12 +1,16 @@
 """Results: what is said of each tensor, groups, tables, files."""
 
-from teleojax.report._assemble import DEFAULT_FAMILIES as DEFAULT_FAMILIES
 from teleojax.report._assemble import fit as fit
 from teleojax.report._axis import AxisReport as AxisReport
 from teleojax.report._finding import finding as finding
-from teleojax.report._report import GROUPINGS as GROUPINGS
+from teleojax.report._groups import GROUPINGS as GROUPINGS
+from teleojax.report._options import DEFAULT_FAMILIES as DEFAULT_FAMILIES
+from teleojax.report._options import METHODS as METHODS
 from teleojax.report._report import Report as Report
 from teleojax.report._result import LognormalFit as LognormalFit
 from teleojax.report._result import TensorFit as TensorFit
 from teleojax.report._table import report_table as report_table
+from teleojax.report._table import universality_table as universality_table
+from teleojax.report._table import wins_table as wins_table
+from teleojax.report._wins import FamilyWins as FamilyWins
 from teleojax.report._write import write_atomically as write_atomically

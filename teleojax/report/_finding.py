@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from dataclasses import replace
 from typing import NamedTuple
 
 from teleojax._errors import printable
+from teleojax.report._options import FitOptions
 from teleojax.report._report import Report
 from teleojax.report._result import TensorFit
 
@@ -60,12 +63,14 @@ def finding(report: Report) -> str:
         f"nearest {nearest.kl_nats:.4f} ({printable(nearest.result.name)}), "
         f"farthest {farthest.kl_nats:.4f} ({printable(farthest.result.name)})."
     )
-    (pooled,) = report.group_by("model").values()
+    (pooled,) = replace(report, options=FitOptions()).group_by("model").values()
     if pooled.lognormal is not None and math.isfinite(pooled.lognormal.kl_nats):
         text += f" Pooled, the weights of all tensors together lie at {pooled.lognormal.kl_nats:.4f}."
-    rivals = [g for g in large if g.result.best_family not in (None, "lognormal")]
+    rivals = [g for g in large if g.result.best_bic not in (None, "lognormal")]
     if rivals:
-        gain = sum(g.n * g.result.delta_nats for g in rivals) / sum(g.n for g in rivals)
-        names = " or ".join(sorted({str(g.result.best_family) for g in rivals}))
-        text += f" {len(rivals)} of {len(large)} fit {names} better than lognormal, by a mean {gain:.4f} nats a weight."
+        gain = sum(g.n * g.result.gain(g.result.best_bic) for g in rivals) / sum(g.n for g in rivals)
+        counts = Counter(str(g.result.best_bic) for g in rivals).most_common()
+        names = counts[0][0] if len(counts) == 1 else "another family"
+        text += f" {len(rivals)} of {len(large)} fit {names} better than lognormal, by a mean {gain:.4f} nats a weight"
+        text += f" ({', '.join(f'{name} {count}' for name, count in counts)})." if len(counts) > 1 else "."
     return text

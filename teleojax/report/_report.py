@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from teleojax._errors import UsageError
+from teleojax.diagnose import Universality
 from teleojax.engine import Measured
-from teleojax.report._result import TensorFit
+from teleojax.report._groups import group_name, grouped
+from teleojax.report._options import FitOptions
+from teleojax.report._result import LognormalFit, TensorFit
+from teleojax.report._universality import universality_by
+from teleojax.report._wins import FamilyWins, family_wins
 from teleojax.report._write import write_atomically
 from teleojax.stats import merge
-
-GROUPINGS = ("tensor", "role", "depth", "model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,7 @@ class Report(Mapping[str, TensorFit]):
 
     results: dict[str, TensorFit]
     measured: Measured
-    families: tuple[str, ...]
+    options: FitOptions
 
     def __getitem__(self, name: str) -> TensorFit:
         return self.results[name]
@@ -44,21 +48,12 @@ class Report(Mapping[str, TensorFit]):
         """
         from teleojax.report._assemble import fit_statistics
 
-        if key not in GROUPINGS:
-            raise UsageError(
-                "group_by", found=repr(key), needed=f"one of {', '.join(GROUPINGS)}", remedy="Choose one of them."
-            )
         if key == "tensor":
             return self
-        groups: dict[Any, list[TensorFit]] = {}
-        for result in self.results.values():
-            if result.stats is not None:
-                value = self.measured.source if key == "model" else getattr(result, key)
-                groups.setdefault(value, []).append(result)
+        measured = [r for r in self.results.values() if r.stats is not None]
         merged = {}
-        for value in sorted(groups, key=lambda v: (v is None, v)):
-            members = groups[value]
-            name = "unknown" if value is None else str(value)
+        for value, members in grouped(measured, key, model=self.measured.source).items():
+            name = group_name(value)
             dtypes = {m.dtype for m in members}
             described = {
                 "name": name,
@@ -70,7 +65,33 @@ class Report(Mapping[str, TensorFit]):
                 "tensors": len(members),
             }
             merged[name] = (described, merge(*(m.stats for m in members if m.stats is not None)))
-        return Report(fit_statistics(merged, self.families), self.measured, self.families)
+        return Report(fit_statistics(merged, self.options), self.measured, self.options)
+
+    def rank(self, key: str = "kl_nats") -> list[TensorFit]:
+        """Tensors that have the number, the largest first: a field of the lognormal record ("kl_nats", "dispersion",
+        "fisher", "ks", "sigma", …) or "delta_nats". Raises UsageError for any other key.
+        """
+        if key != "delta_nats" and key not in {f.name for f in fields(LognormalFit)}:
+            raise UsageError(
+                "rank", found=repr(key), needed="delta_nats or a number of the lognormal", remedy="Use kl_nats, say."
+            )
+
+        def number(result: TensorFit) -> float:
+            return getattr(result if key == "delta_nats" else result.lognormal, key, math.nan)
+
+        return sorted((r for r in self.results.values() if math.isfinite(number(r))), key=number, reverse=True)
+
+    def wins(self, by: str = "role") -> dict[str, FamilyWins]:
+        """Which family wins in how many tensors of each "role", "depth", or of the "model"."""
+        return family_wins(self.results, by)
+
+    def universality(self, by: str = "model") -> dict[str, Universality]:
+        """Are mu and sigma the same across the tensors of each "role", "depth", or of the "model"?
+
+        Their spread is held against their standard errors, those of the jackknife where groups were measured; mu +
+        ½ ln fan_in stands beside mu. Tensors without a lognormal fit take no part. Raises UsageError for another `by`.
+        """
+        return universality_by(self.results, by)
 
     @property
     def summary(self) -> dict[str, Any]:

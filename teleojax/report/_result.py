@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from teleojax.fits import FamilyFit
+from teleojax.report._check import FamilyCheck
 from teleojax.stats import LogMoments, TensorStats
 
 
@@ -58,21 +59,38 @@ class TensorFit:
     lognormal: LognormalFit | None = None
     families: dict[str, FamilyFit] | None = None
     tensors: int | None = None
+    checks: dict[str, FamilyCheck] | None = None
+
+    @property
+    def comparable(self) -> list[FamilyFit]:
+        """Fits at their maximum that describe all values, so that likelihoods may be compared: no tail of fewer."""
+        fits = [f for f in (self.families or {}).values() if f.maximised]
+        most = max((f.n for f in fits), default=0)
+        return [f for f in fits if f.n == most]
 
     @property
     def best_family(self) -> str | None:
         """The family of highest likelihood per value among those asked for; the first of equals."""
-        fits = [f for f in (self.families or {}).values() if f.status == "ok"]
+        fits = self.comparable
         return max(fits, key=lambda f: f.loglik_per_value).family if fits else None
+
+    @property
+    def best_bic(self) -> str | None:
+        """The family of lowest BIC among those asked for: likelihood, less ½ ln n for each parameter."""
+        fits = self.comparable
+        return min(fits, key=lambda f: f.bic).family if fits else None
 
     @property
     def delta_nats(self) -> float:
         """What the best family gains over the lognormal, in nats per value; NaN when either is missing."""
-        fits, best = self.families or {}, self.best_family
-        lognormal = fits.get("lognormal")
-        if best is None or lognormal is None or lognormal.status != "ok":
+        return self.gain(self.best_family)
+
+    def gain(self, family: str | None) -> float:
+        """What a family gains over the lognormal, in nats per value; NaN where the two cannot be compared."""
+        fits = {f.family: f for f in self.comparable}
+        if family not in fits or "lognormal" not in fits:
             return math.nan
-        return fits[best].loglik_per_value - lognormal.loglik_per_value
+        return fits[family].loglik_per_value - fits["lognormal"].loglik_per_value
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain Python values under the documented keys; numbers that do not exist are None."""
@@ -97,9 +115,10 @@ class TensorFit:
             **of(fit, "mu", "sigma", "mu_se", "sigma_se"),
             **of(some, "skew", "excess_kurtosis"),
             **of(fit, "alpha", "beta", "h_star", "kl_nats", "kl_se", "dispersion", "fisher", "ks", "w1_log", "r2"),
-            "families": {name: _family(f) for name, f in (self.families or {}).items()} or None,
+            "families": {n: _family(f, (self.checks or {}).get(n)) for n, f in (self.families or {}).items()} or None,
             "best_family": self.best_family,
             "delta_nats": _number(self.delta_nats),
+            "best_bic": self.best_bic,
             "status": self.status,
             "reason": self.reason,
         }
@@ -110,13 +129,27 @@ class TensorFit:
         return self.stats.moments if self.stats else None
 
 
-def _family(fit: FamilyFit) -> dict[str, Any]:
-    numbers = {name: _number(getattr(fit, name)) for name in ("loglik_per_value", "aic", "bic")}
-    return {**{k: _number(v) for k, v in fit.params.items()}, **numbers, "status": fit.status}
+def _family(fit: FamilyFit, check: FamilyCheck | None) -> dict[str, Any]:
+    line: dict[str, Any] = {k: _number(v) for k, v in fit.params.items()}
+    line |= {f"{k}_se": _number(v) for k, v in fit.se.items()}
+    line |= {f"{k}_jackknife_se": _number(v) for k, v in fit.jackknife_se.items()}
+    line |= {name: _number(getattr(fit, name)) for name in ("n", "loglik_per_value", "aic", "bic")}
+    line |= {k: _number(v) for k, v in fit.extra.items()}
+    if check is not None:
+        line["kl_nats"] = _number(check.kl_nats)
+        if check.goodness is not None:
+            line |= {name: _number(getattr(check.goodness, name)) for name in ("ks", "ad", "cvm", "w1_log", "r2")}
+        if check.bootstrap is not None:
+            line |= {"p_value": _number(check.bootstrap.p_value), "replicates": check.bootstrap.replicates}
+        if check.vuong is not None:
+            line |= {"vuong_z": _number(check.vuong.z), "vuong_p": _number(check.vuong.p_value)}
+    return {**line, "status": fit.status, "limit": fit.limit}
 
 
-def _number(value: float) -> float | int | None:
-    """A JSON number, or None for what does not exist. NumPy scalars become Python's."""
+def _number(value: float | tuple[float, ...]) -> Any:
+    """A JSON number, or None for what does not exist; a list of them of a vector. NumPy scalars become Python's."""
+    if isinstance(value, tuple):
+        return [_number(v) for v in value]
     if isinstance(value, int):
         return value
     value = float(value)

@@ -7,3 +7,4 @@ from teleojax.sources._open import open_source as open_source
 from teleojax.sources._pytree import PytreeSource as PytreeSource
 
 __all__ = ["PytreeSource", "Source", "Storage", "TensorSpec", "open_source"]
+from teleojax.sources._roles import fan_in as fan_in

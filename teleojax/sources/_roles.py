@@ -17,6 +17,7 @@ order they were made, so it orders tensors within one role and is not comparable
 
 from __future__ import annotations
 
+import math
 import re
 from typing import NamedTuple
 
@@ -275,3 +276,16 @@ def _from_operations(operations: list[re.Match[str]], shape: tuple[int, ...] | N
         role = _role(segments, shape) or role
     depth = _depth(segments)
     return RoleDepth(role, _keras_number(segments[-1]) if depth is None and segments else depth)
+
+
+def fan_in(shape: tuple[int, ...], role: str | None, name: str) -> int | None:
+    """Inputs of each output: of (out, in, …) as PyTorch and TensorFlow Lite store weights, of (…, in, out) where the
+    name ends in `kernel`, as Flax and Keras do. A depthwise filter has those of one channel. None for vectors and
+    embeddings.
+    """
+    size = math.prod(shape)
+    if len(shape) < 2 or not size or role in ("embed", "position_embed", "norm", "bias"):
+        return None
+    last = re.split(r"[./\[\]]", name.rstrip("]'"))[-1].strip("'\"")
+    outputs_last = last == "kernel" or (role == "depthwise_conv" and shape[0] == 1)
+    return size // (shape[-1] if outputs_last else shape[0])

@@ -85,6 +85,11 @@ class BitHistogram:
         return int(self.counts.sum())
 
     @property
+    def bits(self) -> int:
+        """Bits of a stored value."""
+        return 8 * float_dtype(self.dtype).itemsize
+
+    @property
     def lossless(self) -> bool:
         """True when a cell holds a single value."""
         return self.drop == 0

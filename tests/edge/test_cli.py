@@ -20,7 +20,7 @@ KEYS = [
     "name", "role", "depth", "shape", "dtype", "size", "n", "n_zero", "n_nonfinite", "n_negative", "min",
     "max", "rms", "mu", "sigma", "mu_se", "sigma_se", "skew", "excess_kurtosis", "alpha", "beta", "h_star",
     "kl_nats", "kl_se", "dispersion", "fisher", "ks", "w1_log", "r2", "families", "best_family", "delta_nats",
-    "status", "reason",
+    "best_bic", "status", "reason",
 ]  # fmt: skip
 COMMAND = [sys.executable, "-m", "teleojax"]
 

@@ -18,7 +18,8 @@ ROOMS = (
     "train", "report", "bench", "cli",
 )  # fmt: skip
 PUBLIC = {
-    "AxisFit", "AxisReport", "BitHistogram", "CorruptInputError", "FAMILIES", "InputError", "LogMoments",
+    "AxisFit", "AxisReport", "BitHistogram", "CellCounts", "CorruptInputError", "FAMILIES", "Family",
+    "FamilyFit", "InputError", "LogMoments",
     "LognormalFit", "Measured", "MissingExtraError", "Report", "Source", "TeleojaxError", "TensorFit",
     "TensorSpec", "TensorStats", "UsageError", "fit", "measure", "merge", "open_source", "teleo",
 }  # fmt: skip

@@ -1,14 +1,29 @@
-"""The kernels alone: the logarithm's accuracy, jit against eager, one trace whatever the tensors."""
+"""The kernels alone: the logarithm's accuracy, exact counts, jit against eager, one trace whatever the tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 import numpy as np
 import pytest
 
 from teleojax.engine._compile import compiled_pattern_counts, compiled_row_sums
-from teleojax.kernels import RowSums, pattern_counts, pattern_counts_sorted, row_sums
+from teleojax.kernels import (
+    RowSums,
+    _bithist,
+    _bithist_pallas,
+    pattern_counts,
+    pattern_counts_one_hot,
+    pattern_counts_pallas,
+    pattern_counts_scattered,
+    pattern_counts_sorted,
+    row_sums,
+)
 from teleojax.kernels._logmoments import _log2_mantissa, float32_bits
 from teleojax.stats import careful_moments, row_moments
 from teleojax.stats._bithist import pattern_dtype, pattern_values
@@ -82,13 +97,72 @@ def test_jit_equals_eager_within_rounding() -> None:
         np.testing.assert_allclose(getattr(eager, name), getattr(compiled, name), rtol=2e-5)
 
 
-@pytest.mark.parametrize(("dtype", "n_bits"), [(np.uint32, 16), (np.uint16, 16), (np.uint8, 8)])
-def test_pattern_counts_are_exact(dtype: type, n_bits: int) -> None:
-    bits = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (6, 8192), dtype, endpoint=True)
-    shift = 8 * bits.itemsize - n_bits
-    want = np.bincount((bits[1:5] >> shift).ravel(), minlength=1 << n_bits)
-    for function in (pattern_counts, compiled_pattern_counts(), pattern_counts_sorted):
-        np.testing.assert_array_equal(function(jnp.asarray(bits), jnp.int32(1), jnp.int32(5), n_bits=n_bits), want)
+COUNTING: dict[str, Callable[..., Any]] = {
+    "rows": pattern_counts,
+    "sorted": pattern_counts_sorted,
+    "scattered": pattern_counts_scattered,
+    "one-hot bfloat16": partial(pattern_counts_one_hot, operand="bfloat16"),
+    "one-hot int8": partial(pattern_counts_one_hot, operand="int8"),
+    "Pallas": partial(pattern_counts_pallas, interpret=True),
+}
+N_ROWS, N_COLS = 11, 128
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of 3 and programs of 2 rows, neither of which divides N_ROWS."""
+    monkeypatch.setattr(_bithist, "ONE_HOT_VALUES", 3 * N_COLS)
+    monkeypatch.setattr(_bithist_pallas, "PROGRAM_VALUES", 2 * N_COLS)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("name", COUNTING)
+@pytest.mark.parametrize(
+    ("dtype", "n_bits"), [(np.uint8, 8), (np.uint16, 8), (np.uint16, 16), (np.uint32, 8), (np.uint32, 16)]
+)
+def test_every_way_of_counting_is_exact(name: str, dtype: type, n_bits: int) -> None:
+    bits = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (N_ROWS, N_COLS), dtype, endpoint=True)
+    keys = bits >> (8 * bits.itemsize - n_bits)
+    compiled = jax.jit(COUNTING[name], static_argnames="n_bits")
+    before = compiled._cache_size()
+    for first, stop in ((0, N_ROWS), (2, 9), (4, 5), (10, N_ROWS), (4, 4), (0, 0), (N_ROWS, N_ROWS)):
+        want = np.bincount(keys[first:stop].ravel(), minlength=1 << n_bits)
+        np.testing.assert_array_equal(compiled(bits, first, stop, n_bits=n_bits), want, f"rows {first} to {stop}")
+    assert compiled._cache_size() <= before + 1  # the bounds are values
+    eager = COUNTING[name](jnp.asarray(bits), jnp.int32(1), jnp.int32(8), n_bits=n_bits)
+    np.testing.assert_array_equal(eager, np.bincount(keys[1:8].ravel(), minlength=1 << n_bits))
+    assert eager.dtype == np.int32
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_equal_keys_are_all_counted(name: str) -> None:
+    bits = np.full((20, 8192), 0xBC12, np.uint16)  # more of one key than a product in bfloat16 or 16 bits could hold
+    counts = np.asarray(jax.jit(COUNTING[name], static_argnames="n_bits")(bits, 1, 20, n_bits=8))
+    assert counts[0xBC] == counts.sum() == 19 * 8192
+
+
+@pytest.mark.parametrize("most", [_bithist.ONE_HOT_VALUES, _bithist_pallas.PROGRAM_VALUES])
+def test_no_float32_sum_reaches_the_end_of_its_integers(most: int) -> None:
+    for n_rows, n_cols in ((64, 8192), (8192, 8192), (1 << 20, 16), (3, 1 << 20), (3, 1 << 24)):
+        step = _bithist.rows_within(most, n_rows, n_cols)
+        assert 1 <= step <= n_rows
+        assert step * n_cols <= 1 << 24
+        assert step * n_cols <= most or step == 1
+    with pytest.raises(ValueError, match="narrower"):
+        _bithist.rows_within(most, 1, (1 << 24) + 1)
+
+
+def test_pallas_refuses_columns_that_matrix_units_cannot_contract() -> None:
+    with pytest.raises(ValueError, match="multiple of 16"):
+        pattern_counts_pallas(jnp.zeros((2, 24), jnp.uint16), jnp.int32(0), jnp.int32(2), n_bits=16)
+
+
+@pytest.mark.skipif(jaxlib.version.__version_info__ > (0, 10, 2), reason="lowering compiles for the GPU at once")
+@pytest.mark.parametrize(("dtype", "n_bits"), [(np.uint8, 8), (np.uint16, 16), (np.uint32, 16)])
+def test_the_pallas_kernel_lowers_to_triton(dtype: type, n_bits: int) -> None:
+    rows = jax.ShapeDtypeStruct((64, 8192), dtype)
+    traced = jax.jit(pattern_counts_pallas, static_argnames="n_bits").trace(rows, 0, 64, n_bits=n_bits)
+    assert "xla.gpu.triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 def test_no_retrace_for_new_shapes() -> None:

@@ -1,0 +1,107 @@
+"""Mixture of two lognormals, in the order of mu."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from scipy.special import log_ndtr, ndtri
+
+from teleojax.families._family import LIMIT_NATS, LOG_SPREAD, REAL, Family, Params, Shape, within
+from teleojax.families._quantile import quantile
+from teleojax.families._special import HALF_LOG_2PI, log1mexp, log_of
+
+LEAST_WEIGHT = 1e-3
+# weight, mean and standard deviation of either component, which together have mean 0 and variance 1 or nearly
+PEAKED = (0.5, -0.1, 0.6, 0.1, 1.28)  # a peak and wide flanks
+TWO_HUMPS = (0.5, -0.9, 0.43, 0.9, 0.43)
+LEFT_TAIL = (0.15, -1.5, 1.6, 0.26, 0.51)  # a long one, as half-normal values have
+RIGHT_TAIL = (0.85, -0.26, 0.51, 1.5, 1.6)
+LEFT_HUMP = (0.2, -1.6, 0.6, 0.4, 0.6)
+RIGHT_HUMP = (0.8, -0.4, 0.6, 1.6, 0.6)
+
+
+def _log_density(y: Array, theta: Array) -> Array:
+    """theta = (logit of the first weight, m₁, m₂, ln s₁, ln s₂)."""
+    z1, z2 = (y - theta[1]) * jnp.exp(-theta[3]), (y - theta[2]) * jnp.exp(-theta[4])
+    first = jax.nn.log_sigmoid(theta[0]) - theta[3] - 0.5 * z1 * z1
+    second = jax.nn.log_sigmoid(-theta[0]) - theta[4] - 0.5 * z2 * z2
+    return jnp.logaddexp(first, second) - HALF_LOG_2PI
+
+
+def _constrain(theta: Array, centre: Array | float) -> dict[str, Array]:
+    weights, mus, sigmas = jax.nn.sigmoid(jnp.stack([theta[0], -theta[0]])), theta[1:3] + centre, jnp.exp(theta[3:5])
+    swap = theta[1] > theta[2]
+    return {k: jnp.where(swap, v[::-1], v) for k, v in {"weights": weights, "mus": mus, "sigmas": sigmas}.items()}
+
+
+def _unconstrain(params: Params) -> tuple[np.ndarray, float]:
+    (w1, w2), (m1, m2), (s1, s2) = params["weights"], params["mus"], params["sigmas"]
+    return np.asarray([math.log(w1 / w2), m1, m2, math.log(s1), math.log(s2)], np.float64), 0.0
+
+
+def _starts(shape: Shape) -> np.ndarray:
+    """Both tails, and what the signs of kurtosis and skewness suggest."""
+    middle = PEAKED if shape.excess_kurtosis > 0 else TWO_HUMPS
+    side = LEFT_HUMP if shape.skew < 0 else RIGHT_HUMP
+    w, m1, s1, m2, s2 = np.asarray((middle, LEFT_TAIL, RIGHT_TAIL, side)).T
+    columns = [np.log(w / (1 - w)), shape.sigma * m1, shape.sigma * m2]
+    return within(np.stack([*columns, np.log(shape.sigma * s1), np.log(shape.sigma * s2)], axis=1), BOUNDS)
+
+
+def _arrays(params: Params) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.asarray(params["weights"]), np.asarray(params["mus"]), np.asarray(params["sigmas"])
+
+
+def _log_probabilities(y: np.ndarray, params: Params) -> tuple[np.ndarray, np.ndarray]:
+    """ln P(Y ≤ y) and ln P(Y > y): sums of the components' own, and the larger from the smaller."""
+    w, m, s = _arrays(params)
+    z = (np.asarray(y, np.float64)[..., None] - m) / s
+    log_cdf, log_sf = (np.logaddexp.reduce(np.log(w) + log_ndtr(side), axis=-1) for side in (z, -z))
+    low = log_cdf < log_sf
+    return np.where(low, log_cdf, log1mexp(-log_sf)), np.where(low, log1mexp(-log_cdf), log_sf)
+
+
+def _ppf(q: np.ndarray, params: Params) -> np.ndarray:
+    """By root finding between the quantiles of the components."""
+    q = np.asarray(q, np.float64)
+    _, m, s = _arrays(params)
+    each = m + s * ndtri(q)[..., None]
+    return np.exp(quantile(q, lambda y: _log_probabilities(y, params), each.min(axis=-1), each.max(axis=-1)))
+
+
+def _sample(rng: np.random.Generator, params: Params, n: int) -> np.ndarray:
+    w, m, s = _arrays(params)
+    which = (rng.random(n) >= w[0]).astype(np.intp)
+    return np.exp(m[which] + s[which] * rng.standard_normal(n))
+
+
+def _limit(params: Params) -> str | None:
+    """One component has hardly any weight, or the moments of y show almost no departure from the normal law."""
+    w, m, s = _arrays(params)
+    d = m - w @ m
+    variance = w @ (s**2 + d**2)
+    skew = w @ (d**3 + 3 * d * s**2) / variance**1.5
+    kurtosis = w @ (d**4 + 6 * d**2 * s**2 + 3 * s**4) / variance**2 - 3
+    return "lognormal" if w.min() < LEAST_WEIGHT or skew**2 / 12 + kurtosis**2 / 48 < LIMIT_NATS else None
+
+
+BOUNDS = ((-12.0, 12.0), REAL, REAL, LOG_SPREAD, LOG_SPREAD)
+LOGNORMAL_MIXTURE = Family(
+    name="lognormal_mixture",
+    parameters=("weights", "mus", "sigmas"),
+    log_density=_log_density,
+    constrain=_constrain,
+    unconstrain=_unconstrain,
+    starts=_starts,
+    bounds=BOUNDS,
+    logcdf=lambda x, p: _log_probabilities(log_of(x), p)[0],
+    logsf=lambda x, p: _log_probabilities(log_of(x), p)[1],
+    ppf=_ppf,
+    sample=_sample,
+    contains=frozenset({"lognormal"}),
+    limit=_limit,
+)
