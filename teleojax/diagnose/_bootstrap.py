@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,6 +61,7 @@ def bootstrap_test(
     return BootstrapTest(observed, (1 + beyond) / (replicates + 1), replicates, n > LARGE)
 
 
+@np.errstate(over="ignore")  # a value past the type's range is stored as inf, and not counted
 def simulate(family: Family, fit: FamilyFit, like: BitHistogram, n: int, rng: np.random.Generator) -> TensorStats:
     """Statistics of n values of the fitted family, stored in the type and cells of `like`."""
     if like.lossless and n <= EXACT_SIZE:
@@ -108,6 +109,8 @@ def _from_xmin(histogram: BitHistogram, xmin: float) -> BitHistogram:
 def _moments(histogram: BitHistogram, n_zero: int) -> LogMoments:
     """Log-moments of values at the middle of their cells."""
     x, c, n = histogram.values(), histogram.counts.astype(np.float64), histogram.n
+    if not n:
+        return replace(LogMoments.zero(), n_zero=n_zero)
     y = np.log(x)
     mean = float(y @ c / n)
     d = y - mean

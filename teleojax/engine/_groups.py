@@ -171,9 +171,8 @@ class ShortRows(Rows):
 
     def add_piece(self, piece: np.ndarray) -> None:
         """All bytes of the stretch that a window holds."""
-        bits = pattern_dtype(self._dtype)
-        aligned = piece if piece.ctypes.data % bits.itemsize == 0 else piece.copy()
-        self._histograms.append(_short_histogram(self._dtype, COARSE_DROP[self._dtype], aligned.view(bits)))
+        bits = piece.view(pattern_dtype(self._dtype))
+        self._histograms.append(_short_histogram(self._dtype, COARSE_DROP[self._dtype], bits))
 
     def finish(self, moments: LogMoments) -> TensorStats:
         """The statistics of all that was added, `moments` being the partials merged."""

@@ -40,7 +40,7 @@ class ClosedForm(NamedTuple):
 
     estimate: Callable[[LogMoments], dict[str, float] | None]
     loglik_per_value: Callable[[LogMoments, Params], float]
-    standard_errors: Callable[[Params, int], dict[str, float]] = lambda params, n: {}  # noqa: ARG005
+    standard_errors: Callable[[Params, int], dict[str, float]]
 
 
 def within(starts: ArrayLike, bounds: Bounds) -> np.ndarray:

@@ -114,6 +114,6 @@ GENGAMMA = Family(
     logsf=lambda x, p: _log_probabilities(x, p)[1],
     ppf=_ppf,
     sample=lambda rng, p, n: _of_gamma(log_gamma_sample(rng, p["a"], n), p),
-    contains=frozenset({"weibull", "gamma", "exponential", "lognormal", "halfnormal"}),
+    contains=frozenset({"weibull", "gamma", "exponential", "lognormal", "halfnormal", "halfgennorm"}),
     limit=_limit,
 )

@@ -24,6 +24,7 @@ from teleojax.fits._tail import find_tail
 from teleojax.stats import LogMoments, TensorStats
 
 LANES = 64  # tensors solved in one call: few shapes to compile, and the last call wastes little
+INTERVAL_LANES = 8  # the same of rounding cells, of which a tensor may have thousands
 FIRST_STEPS, MAX_STEPS = 12, 100  # from each of several starts, and from the best of them
 RETRIES, JITTER = 8, 0.7  # further starts for a fit that did not converge, moved by normal deviates of this size
 WEAK_SE = 1.0  # standard error of an unconstrained parameter (mostly a logarithm) from which data hardly tell it
@@ -44,8 +45,9 @@ class FamilyFit:
     what another method than maximum likelihood says besides.
 
     status: "ok"; "weak" (the maximum is found, but some parameter is hardly determined by the data: `limit`, or its
-    standard error, tells); "not converged"; "degenerate" (no maximum exists: no values, no spread, no tail), where
-    `params` is empty and the numbers are NaN; "no histogram" (only moments were taken, and the family needs more).
+    standard error, tells, or it lies at the end of its range); "not converged"; "degenerate" (no maximum exists: no
+    values, no spread, no tail, or a parameter below the range of floats), where `params` is empty and the numbers are
+    NaN; "no histogram" (only moments were taken, and the family needs more).
     """
 
     family: str
@@ -183,13 +185,13 @@ def _whole_problem(stats: Sequence[TensorStats], usable: list[int], *, interval:
 
 def _tail_problem(stats: Sequence[TensorStats], usable: list[int], *, xmin: float | None) -> _Problem:
     tails = {i: find_tail(stats[i], xmin) for i in usable}
-    index = [i for i in usable if tails[i].n]
+    index = [i for i in usable if len(tails[i].cells.mean) > 1]  # else there is no tail, or it has no spread
     centre = np.asarray([tails[i].log_xmin for i in index])
     points = tail_nodes([tails[i].cells for i in index], centre)
     y, weight = np.asarray(points.y), np.asarray(points.weight)
     mean = np.sum(weight * y, axis=1)
     m2, m3, m4 = (np.sum(weight * (y - mean[:, None]) ** k, axis=1) for k in (2, 3, 4))
-    m2 = np.maximum(m2, 1e-300)
+    m2 = np.maximum(m2, 1e-150)  # its square is a float
     shapes = [Shape(*row) for row in zip(np.sqrt(m2), m3 / m2**1.5, m4 / m2**2 - 3, strict=True)]
     return _Problem(points, centre, index, np.asarray([tails[i].n for i in index]), shapes, centre + mean)
 
@@ -239,11 +241,11 @@ def _best(family: Family, problem: _Problem, starts: np.ndarray, lanes: np.ndarr
 
 
 def _solve_lanes(family: Family, problem: _Problem, starts: np.ndarray, lanes: np.ndarray, max_steps: int) -> Solved:
-    """The given lanes, LANES in a call; the last call repeats some."""
+    """The given lanes, as many in a call as its program takes; the last call repeats some."""
     run = compiled_float64(solve, "family")
-    parts = []
-    for a in range(0, len(lanes), LANES):
-        rows = np.resize(np.arange(a, min(a + LANES, len(lanes))), LANES)
+    at_once, parts = INTERVAL_LANES if isinstance(problem.data, Intervals) else LANES, []
+    for a in range(0, len(lanes), at_once):
+        rows = np.resize(np.arange(a, min(a + at_once, len(lanes))), at_once)
         mine = lanes[rows]
         data = jax.tree.map(lambda leaf, mine=mine: leaf[mine], problem.data)
         n = problem.n[mine].astype(np.float64)
@@ -274,10 +276,14 @@ def _fit_of(family: Family, problem: _Problem, solved: Solved | None, lane: int)
     n, loglik = int(problem.n[lane]), float(solved.value[lane] - problem.offset[lane])
     params = {name: as_number(solved.params[name][lane]) for name in family.parameters}
     se = {name: as_number(solved.se[name][lane]) for name in family.parameters if name != "xmin"}
+    if any(np.any(np.asarray(value) == 0) for name, value in params.items() if name not in REAL_PARAMETERS):
+        return FamilyFit(family.name, {}, math.nan, math.nan, math.nan, "degenerate", n)
     limit = family.limit(params)
+    low, high = np.asarray(family.bounds).T
+    inside = np.all((solved.theta[lane] > low) & (solved.theta[lane] < high))
     if not (solved.converged[lane] and math.isfinite(loglik)):
         status = "not converged"
-    elif limit is not None or not np.all(solved.theta_se[lane] < WEAK_SE):  # NaN is weak too
+    elif limit is not None or not inside or not np.all(solved.theta_se[lane] < WEAK_SE):  # NaN is weak too
         status = "weak"
     else:
         status = "ok"

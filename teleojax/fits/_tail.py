@@ -38,22 +38,24 @@ def find_tail(stats: TensorStats, xmin: float | None = None) -> Tail:
     if histogram is None:
         raise TypeError("statistics without a histogram have no tail")
     n, cells = histogram.n, cells_of(histogram)
-    edge = np.log(np.maximum(histogram.edges()[0], histogram.smallest / 2))
+    least = histogram.smallest / 2 or histogram.smallest  # half of float64's is 0
+    edge = np.log(np.maximum(histogram.edges()[0], least))
     from_here = np.cumsum(histogram.counts[::-1])[::-1]  # values in this cell and all above
+    bins = bin_starts((cells.mean - stats.moments.mean) / stats.moments.sigma)
     if xmin is None:
-        start = bin_starts((cells.mean - stats.moments.mean) / stats.moments.sigma)
-        start = start[from_here[start] >= LEAST]
+        start = bins[from_here[bins] >= LEAST]
     else:
         start = np.flatnonzero(edge >= math.log(xmin) - 1e-9)[:1]
     if not len(start):
         return Tail(math.nan, 0, math.nan, cells.from_cell(len(cells.mean)))
     log_sum = np.cumsum((cells.share * cells.mean)[::-1])[::-1]
     share = from_here / n
-    excess = log_sum[start] / share[start] - edge[start]
-    distance = [
-        np.abs(share[start[i:]] / share[s] - np.exp(-(edge[start[i:]] - edge[s]) / max(excess[i], 1e-300))).max()
-        for i, s in enumerate(start)
-    ]
+    excess = np.maximum(log_sum[start] / share[start] - edge[start], 1e-300)
+    distance = []
+    for s, mean in zip(start, excess, strict=True):
+        above = bins[bins > s]
+        gaps = np.abs(share[above] / share[s] - np.exp(-(edge[above] - edge[s]) / mean))
+        distance.append(gaps.max(initial=0.0))
     best = int(np.argmin(distance))
     s = int(start[best])
     return Tail(float(edge[s]), int(from_here[s]), float(distance[best]), cells.from_cell(s))

@@ -1,6 +1,39 @@
-"""The theory: what a fitted layer says of utility and equilibrium."""
+"""The theory: utilities, equilibrium, flow, games, Hopfield networks and Boltzmann machines."""
 
+from teleojax.teleo._boltzmann import BoltzmannEquilibrium as BoltzmannEquilibrium
+from teleojax.teleo._boltzmann import GibbsAverages as GibbsAverages
+from teleojax.teleo._boltzmann import StateUtilities as StateUtilities
+from teleojax.teleo._boltzmann import boltzmann_equilibrium as boltzmann_equilibrium
+from teleojax.teleo._boltzmann import gibbs_sample as gibbs_sample
+from teleojax.teleo._boltzmann import spin_states as spin_states
+from teleojax.teleo._boltzmann import state_utilities as state_utilities
+from teleojax.teleo._density import DensityDistance as DensityDistance
+from teleojax.teleo._density import density_distance as density_distance
+from teleojax.teleo._density import density_potential as density_potential
+from teleojax.teleo._density import relative_fisher as relative_fisher
+from teleojax.teleo._equilibrium import Equilibrium as Equilibrium
+from teleojax.teleo._equilibrium import UtilitySpread as UtilitySpread
+from teleojax.teleo._equilibrium import equilibrium as equilibrium
+from teleojax.teleo._equilibrium import potential as potential
+from teleojax.teleo._equilibrium import potential_gap as potential_gap
+from teleojax.teleo._equilibrium import utility_spread as utility_spread
+from teleojax.teleo._flow import utility_flow as utility_flow
+from teleojax.teleo._games import Trajectory as Trajectory
+from teleojax.teleo._games import logit_dynamics as logit_dynamics
+from teleojax.teleo._games import replicator as replicator
+from teleojax.teleo._hopfield import HopfieldRun as HopfieldRun
+from teleojax.teleo._hopfield import Recall as Recall
+from teleojax.teleo._hopfield import hopfield_energy as hopfield_energy
+from teleojax.teleo._hopfield import hopfield_update as hopfield_update
+from teleojax.teleo._hopfield import recall as recall
+from teleojax.teleo._hopfield import store_patterns as store_patterns
+from teleojax.teleo._population import Population as Population
+from teleojax.teleo._population import simulate_population as simulate_population
+from teleojax.teleo._utility import CategoryUtility as CategoryUtility
 from teleojax.teleo._utility import LognormalParameters as LognormalParameters
 from teleojax.teleo._utility import UtilityParameters as UtilityParameters
+from teleojax.teleo._utility import connection_utility as connection_utility
+from teleojax.teleo._utility import effective_utility as effective_utility
 from teleojax.teleo._utility import lognormal_parameters as lognormal_parameters
+from teleojax.teleo._utility import lognormal_utility as lognormal_utility
 from teleojax.teleo._utility import utility_parameters as utility_parameters

@@ -18,7 +18,11 @@ from teleojax._errors import UsageError
 
 def real(value: ArrayLike) -> Array:
     """The value as an array of float32, or of float64 where it comes so and JAX may hold it."""
-    array = jnp.asarray(float(value) if isinstance(value, int) else value)
+    if isinstance(value, int):
+        value = float(value)
+    elif isinstance(value, np.ndarray | np.integer) and value.dtype.kind in "iub":
+        value = value.astype(np.float64)  # counts may pass 2³¹, where JAX's own conversion wraps
+    array = jnp.asarray(value)
     if array.weak_type:  # a Python number takes the type of what it meets
         return array
     real = jnp.issubdtype(array.dtype, jnp.floating)

@@ -92,9 +92,9 @@ def logit_dynamics(p0: ArrayLike, u: ArrayLike, t: ArrayLike, *, gamma: ArrayLik
 def _start(where: str, p0: ArrayLike, u: ArrayLike, t: ArrayLike, gamma: ArrayLike) -> tuple[Array, ...]:
     positive(where, gamma=gamma)
     not_negative(where, p0=p0, t=t)
+    seen = known(p0)
     p0, u = vectors(where, p0=p0, u=u)
-    total = known(p0)
-    if total is not None and not total.sum() > 0:
+    if seen is not None and not seen.any():
         raise UsageError(where, found="p0 all zero", needed="some share above 0", remedy="Correct p0.")
     if jnp.ndim(t) > 1:
         found = f"t of shape {jnp.shape(t)}"

@@ -10,7 +10,7 @@ With M_i in category i, h_i = u_i − γ ln M_i. A move from i to j changes M φ
   with probability min(1, exp((h_j(M_j + 1) − h_i(M_i))/γ)): always to higher effective utility, sometimes to lower.
 * "pairs": all categories are paired at random, and each pair settles: what many single moves between its two categories
   come to is drawn at once. Given their total N, that law is binomial, M_i ~ Bin(N, 1/(1 + exp((u_j − u_i)/γ))), under
-  which h_i = h_j up to the fluctuation of N connections. Half of the population may move in a step.
+  which h_i = h_j up to the fluctuation of N connections. About half of the population moves in a step.
 
 At rest shares fluctuate: E[φ* − φ] = γ (m − 1)/(2M) with SD γ √((m − 1)/2)/M, to first order in 1/M, and the utility
 dispersion is near γ √((m − 1)/M), all for categories that hold more than a few. u carries the measure.
@@ -97,7 +97,7 @@ def simulate_population(
         raise UsageError(where, found=f"burn_in = {skipped}", needed=needed, remedy="Play longer.")
     counts = _even(n_agents, u.size) if start is None else jnp.asarray(start, jnp.int32)
     vectors(where, u=u, start=counts)
-    seen = known(counts)
+    seen = None if start is None else known(start)
     if seen is not None and (seen.min() < 0 or seen.sum(dtype="int64") != n_agents):
         raise UsageError(
             where,
@@ -108,7 +108,7 @@ def simulate_population(
     parcels = -(-n_agents // PARCEL) if u.dtype == jnp.float32 else 1
     run = compiled(_play, "n_steps", "move", "parcels")
     numbers = jnp.asarray(n_agents, jnp.int32), jnp.asarray(burn_in, jnp.int32)
-    return run(key, u, real(gamma), counts, *numbers, n_steps=n_steps, move=move, parcels=parcels)
+    return run(key, u, real(gamma).astype(u.dtype), counts, *numbers, n_steps=n_steps, move=move, parcels=parcels)
 
 
 def _even(n_agents: int, m: int) -> Array:

@@ -16,7 +16,7 @@ from teleojax.teleo._flow import utility_flow
 from teleojax.teleo._games import logit_dynamics, replicator
 from teleojax.teleo._utility import effective_utility, lognormal_parameters, utility_parameters
 
-few = settings(max_examples=40, deadline=None, derandomize=True)
+few = settings(max_examples=25, deadline=None, derandomize=True)
 TIMES = np.array([0.0, 0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 30.0])
 
 
@@ -136,7 +136,7 @@ def test_replicator_integrated_is_the_closed_form(game):
     p, u, gamma = game
     times = np.array([0.0, 0.3, 1.0, 2.5]) / gamma
     exact = replicator(p, u, times, gamma=gamma)
-    numeric = replicator(p, u, times, gamma=gamma, method="runge-kutta", n_steps=200)
+    numeric = replicator(p, u, times, gamma=gamma, method="runge-kutta", n_steps=150)
     np.testing.assert_allclose(numeric.p, exact.p, rtol=0, atol=1e-8)
     np.testing.assert_allclose(numeric.potential, exact.potential, rtol=0, atol=1e-8 * (1 + abs(u).max() + gamma))
 

@@ -64,7 +64,7 @@ def assert_rounding_apart(a: LogMoments, b: LogMoments, relative: float = 1e-12)
 
 
 @pytest.mark.parametrize("groups", [2, 3, 20, 77])
-@pytest.mark.parametrize("size", [154, 155, 8192, 8193, 100_000, 5_242_879, 5_242_880, 20_185_088, 20_000_001, 2**33])
+@pytest.mark.parametrize("size", [154, 155, 8192, 8193, 100_000, 5_242_879, 5_242_880, 7_000_001, 20_185_088, 2**33])
 def test_stretches_are_nearly_equal_and_large_ones_end_at_rows(size: int, groups: int) -> None:
     ends = group_ends(size, groups)
     lengths = np.diff([0, *ends])
@@ -154,6 +154,9 @@ def test_stretches_have_the_cells_of_their_tensor(dtype: str, size: int) -> None
     assert not stats.histogram.lossless
     assert {g.histogram.drop for g in stats.groups} == {stats.histogram.drop}
     assert {stats.without(k).histogram.drop for k in range(4)} == {stats.histogram.drop}
+    exact = [tj.measure({"w": part})["w"] for part in np.split(gaussian(size, dtype), 4)]
+    assert {e.histogram.drop for e in exact} == {0}
+    assert {g.histogram.drop for g in TensorStats.from_groups(exact).groups} == {stats.histogram.drop}
 
 
 @pytest.mark.parametrize("size", [100, 8192, 50_000, 700_001])
@@ -175,6 +178,12 @@ def test_stretches_follow_the_storage_not_the_indices(tmp_path: Path) -> None:
     stats = next(iter(tj.measure(tmp_path / "w.npy", groups=6).values()))
     for k, group in enumerate(stats.groups):
         assert_moments(group.moments, values[:, 50 * k : 50 * (k + 1)])
+
+
+@pytest.mark.parametrize("size", [1, 19, 20, 39, 40])
+def test_tensors_of_fewer_than_two_values_a_group_stay_whole(size: int) -> None:
+    stats = tj.measure({"w": gaussian(size, "float32")}, groups=20)["w"]
+    assert [g.moments.size for g in stats.groups] == ([2] * 20 if size == 40 else [])
 
 
 def test_tensors_with_names_like_numbers_and_stretches() -> None:

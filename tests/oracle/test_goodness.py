@@ -210,6 +210,16 @@ def test_r2_is_the_correlation_with_quantiles(name: str, dtype: type, n: int) ->
     assert compare(drawn(name, n, dtype), name).r2 == pytest.approx(want, abs=1e-6)
 
 
+def test_quantiles_are_not_read_across_a_plateau() -> None:
+    """Two components 60 sigma apart: at mid-ranks near ½ the quantiles lie anywhere but on a straight line."""
+    params = {"weights": (0.5, 0.5), "mus": (-8.0, -2.0), "sigmas": (0.1, 0.1)}
+    family, rank = FAMILIES["lognormal_mixture"], (np.arange(101) + 0.5) / 101
+    quantiles = np.log(family.ppf(rank, params))
+    y = quantiles + np.where(np.arange(101) == 50, 2.5, 0.0)
+    got = goodness_of_fit(histogram_of(np.exp(y)), family, params)
+    assert got.r2 == pytest.approx(np.corrcoef(quantiles, np.sort(y))[0, 1] ** 2, abs=1e-6)
+
+
 @pytest.mark.parametrize("sigma", [0.1, 1.0, 3.0])
 def test_a_weibull_plot_of_exact_lognormal_data_looks_good_whatever_sigma(sigma: float) -> None:
     """R² near 1 is no proof of a family: 0.94 here, whatever sigma, where ks says 5%."""
@@ -348,6 +358,17 @@ def test_a_tail_is_judged_by_what_lies_above_xmin(name: str, n: int) -> None:
     family, params = FAMILIES[name], TWINS[name][0]
     assert goodness_of_fit(both, family, params) == goodness_of_fit(alone, family, params)
     assert goodness_of_fit(both, family, params).n == len(x)
+
+
+def test_a_tail_family_is_not_asked_below_xmin() -> None:
+    def logcdf(x: np.ndarray, params: dict) -> np.ndarray:
+        assert np.min(x) >= params["xmin"] * (1 - 1e-12)
+        return FAMILIES["pareto"].logcdf(x, params)
+
+    strict = dataclasses.replace(FAMILIES["pareto"], logcdf=logcdf)
+    for n in (300, 20_000):
+        histogram = histogram_of(drawn("pareto", n, np.float32))
+        assert goodness_of_fit(histogram, strict, TWINS["pareto"][0]).w1_log < 0.2
 
 
 def test_nothing_to_compare_is_nan() -> None:

@@ -13,7 +13,7 @@ import pytest
 from scipy.special import log_softmax, logsumexp, rel_entr
 
 import teleojax as tj
-from teleojax.teleo._density import density_distance, density_potential, relative_fisher
+from teleojax.teleo._density import _slope, density_distance, density_potential, relative_fisher
 from teleojax.teleo._equilibrium import equilibrium, potential, potential_gap, utility_spread
 from teleojax.teleo._utility import (
     connection_utility,
@@ -139,6 +139,16 @@ def test_edges_of_any_width_give_the_utility_of_the_density(measure: str) -> Non
         np.testing.assert_allclose(by_edges.x, middle, rtol=1e-14)
 
 
+def test_counts_may_pass_32_bits() -> None:
+    x = np.array([0.5, 1.0, 2.0])
+    h = effective_utility(np.array([2**33, 2**31, 7]), x, 1.0, 1.0).h
+    want = np.log(x) - np.log(x) ** 2 - np.log([2.0**33, 2.0**31, 7.0])
+    np.testing.assert_allclose(h, want, rtol=1e-5)
+    n = connection_utility(x, 0 * x, 1.0, 1.0, n=2**40) - connection_utility(x, 0 * x, 1.0, 1.0)
+    np.testing.assert_allclose(n, -40 * np.log(2), rtol=1e-5)
+    assert float(equilibrium(x).h_star(2**40) - equilibrium(x).h_star(1)) == pytest.approx(-40 * np.log(2), rel=1e-5)
+
+
 def test_another_utility_can_be_tried() -> None:
     x, counts = np.linspace(0.1, 3, 20), np.arange(20)
     with jax.enable_x64(True):
@@ -185,10 +195,9 @@ def test_spread_of_utility_over_connections() -> None:
     each = np.repeat(h, counts)
     assert float(got.mean) == pytest.approx(each.mean(), abs=1e-12)
     assert float(got.sd) == pytest.approx(each.std(), abs=1e-12)
-    low, high = np.quantile(each, [0.05, 0.95])
-    gaps = np.diff(np.unique(each)).max()
-    assert abs(float(got.low) - low) < gaps
-    assert abs(float(got.high) - high) < gaps
+    with jax.enable_x64(True):  # the middles of 40 equal shares lie at 1/80, 3/80, …
+        even = utility_spread(np.arange(40.0), np.ones(40))
+    assert (float(even.low), float(even.high)) == pytest.approx((1.5, 37.5), abs=1e-12)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(without), strict=True):
         assert float(one) == pytest.approx(float(other), abs=1e-12)
 
@@ -227,6 +236,12 @@ def test_a_lognormal_density_is_at_equilibrium(dtype: str, uneven: bool) -> None
     for number in (got.gap_nats, got.utility.sd, got.utility.low, got.utility.high):
         assert abs(float(number)) < (1e-5 if dtype == "float32" else 1e-8)
     assert float(got.fisher) < (1e-5 if dtype == "float32" else 1e-10)
+
+
+def test_slope_of_a_parabola_on_an_uneven_grid_is_exact() -> None:
+    y = np.sort(np.random.default_rng(4).uniform(-2, 2, 30))
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(_slope(jnp.asarray(y), jnp.asarray(3 * y**2 - y)), 6 * y - 1, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.6])
