@@ -44,8 +44,8 @@ class FamilyFit:
     where groups were measured. `limit` names the simpler law that the parameters have all but reached. `extra` holds
     what another method than maximum likelihood says besides.
 
-    status: "ok"; "weak" (the maximum is found, but some parameter is hardly determined by the data: `limit`, or its
-    standard error, tells, or it lies at the end of its range); "not converged"; "degenerate" (no maximum exists: no
+    status: "ok"; "weak" (some parameter is hardly determined by the data: `limit`, or its standard error, tells, or it
+    lies at the end of its range; the law itself is settled); "not converged"; "degenerate" (no maximum exists: no
     values, no spread, no tail, or a parameter below the range of floats), where `params` is empty and the numbers are
     NaN; "no histogram" (only moments were taken, and the family needs more).
     """
@@ -281,7 +281,7 @@ def _fit_of(family: Family, problem: _Problem, solved: Solved | None, lane: int)
     limit = family.limit(params)
     low, high = np.asarray(family.bounds).T
     inside = np.all((solved.theta[lane] > low) & (solved.theta[lane] < high))
-    if not (solved.converged[lane] and math.isfinite(loglik)):
+    if not math.isfinite(loglik) or not (solved.converged[lane] or limit):  # towards a limit, a ridge may run on
         status = "not converged"
     elif limit is not None or not inside or not np.all(solved.theta_se[lane] < WEAK_SE):  # NaN is weak too
         status = "weak"

@@ -42,10 +42,8 @@ def find_tail(stats: TensorStats, xmin: float | None = None) -> Tail:
     edge = np.log(np.maximum(histogram.edges()[0], least))
     from_here = np.cumsum(histogram.counts[::-1])[::-1]  # values in this cell and all above
     bins = bin_starts((cells.mean - stats.moments.mean) / stats.moments.sigma)
-    if xmin is None:
-        start = bins[from_here[bins] >= LEAST]
-    else:
-        start = np.flatnonzero(edge >= math.log(xmin) - 1e-9)[:1]
+    given = [] if xmin is None else np.flatnonzero(edge >= math.log(xmin) - 1e-9)[:1]
+    start = bins[from_here[bins] >= LEAST] if xmin is None else given
     if not len(start):
         return Tail(math.nan, 0, math.nan, cells.from_cell(len(cells.mean)))
     log_sum = np.cumsum((cells.share * cells.mean)[::-1])[::-1]
