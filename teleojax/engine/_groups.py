@@ -2,8 +2,8 @@
 
 The engine sees a stretch as a tensor. Where the stretches end and which accumulators they get follow from the tensor's
 type and size and the number of groups alone, so any split of the work gives the same numbers. A tensor of at most
-EXACT_SIZE values is kept whole and cut at its end. Of a larger one, stretches of at most SHORT values are counted from
-the values themselves: the table of every possible count that serves a large tensor would cost more time and memory.
+EXACT_SIZE values is kept whole and cut at its end. Tensors and stretches of at most SHORT values are counted from the
+values themselves: the table of every possible count that serves large ones would cost more time and memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from teleojax.stats import BitHistogram, LogMoments, Partials, TensorStats
 from teleojax.stats._bithist import COARSE_DROP, EXACT_SIZE, float_dtype, magnitude_mask, pattern_dtype, pattern_values
 
 GRID_ROWS = 32  # rows a stretch from which on it begins and ends at rows: lengths differ by at most one in so many
-SHORT = 16 * ROW  # values up to which counting a stretch by itself is quicker than filling and emptying a dense table
+SHORT = 16 * ROW  # values up to which counting them by themselves is quicker than filling and emptying a dense table
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Part:
         spec = self.spec
         if self.n_groups > 1:
             return CutAtEnd(spec, self.n_groups)
-        if self.n_parts == 1 or spec.size > SHORT:
+        if spec.size > SHORT or (self.n_parts == 1 and spec.size <= EXACT_SIZE):
             return accumulator(spec, histogram=histogram)
         if not histogram and spec.dtype in SUMMED | {"float64"}:
             return Rows()
@@ -140,7 +140,7 @@ class CutAtEnd(WholeTensor):
 
 
 class ShortPatterns(WholeTensor):
-    """A short stretch of an 8- or 16-bit tensor: its values are kept, and counts of their patterns are all there is."""
+    """A short 8- or 16-bit tensor or stretch: its values are kept, and counts of their patterns are all there is."""
 
     def __init__(self, spec: TensorSpec) -> None:
         super().__init__(spec)
@@ -162,7 +162,7 @@ class ShortPatterns(WholeTensor):
 
 
 class ShortRows(Rows):
-    """A short stretch of a large float32 or float64 tensor: moments of its blocks beside counts of its pieces."""
+    """A short float32 or float64 tensor or stretch: moments of its blocks beside counts of its pieces."""
 
     def __init__(self, spec: TensorSpec) -> None:
         super().__init__()
