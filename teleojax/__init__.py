@@ -8,7 +8,9 @@ from teleojax._errors import TeleojaxError as TeleojaxError
 from teleojax._errors import UsageError as UsageError
 from teleojax._version import __version__ as __version__
 from teleojax.engine import Measured as Measured
+from teleojax.engine import load_statistics as load_statistics
 from teleojax.engine import measure as measure
+from teleojax.engine import merge_measured as merge_measured
 from teleojax.families import FAMILIES as FAMILIES
 from teleojax.families import Family as Family
 from teleojax.fits import FamilyFit as FamilyFit
@@ -17,6 +19,7 @@ from teleojax.report import LognormalFit as LognormalFit
 from teleojax.report import Report as Report
 from teleojax.report import TensorFit as TensorFit
 from teleojax.report import fit as fit
+from teleojax.report import save_statistics as save_statistics
 from teleojax.sources import Source as Source
 from teleojax.sources import TensorSpec as TensorSpec
 from teleojax.sources import open_source as open_source

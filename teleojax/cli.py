@@ -19,6 +19,7 @@ from rich.table import Table
 from teleojax._errors import OutputClosedError, TeleojaxError, printable
 from teleojax._version import __version__
 from teleojax.diagnose import LARGE
+from teleojax.engine import Measured, load_statistics, measure, merge_measured
 from teleojax.families import FAMILIES
 from teleojax.report import (
     DEFAULT_FAMILIES,
@@ -28,6 +29,7 @@ from teleojax.report import (
     finding,
     fit,
     report_table,
+    save_statistics,
     universality_table,
     wins_table,
     write_atomically,
@@ -133,7 +135,7 @@ def fit_command(
     """Fit every tensor of PATH...: lognormal, distance from equilibrium, rival families.
 
     PATH is a .safetensors, .npz, .npy or .tflite file, a directory of them (a Hugging Face sharded checkpoint is read
-    by its index), or - for a safetensors stream on standard input.
+    by its index), statistics that `teleojax measure` wrote, or - for a safetensors stream on standard input.
 
     \b
     teleojax fit model.safetensors
@@ -145,8 +147,7 @@ def fit_command(
     layer), ks the largest gap between the distribution functions. With more families than two, a second table counts by
     role the tensors that each family wins.
     """
-    if output is not None and not output.parent.is_dir():
-        raise click.BadParameter(f"no directory {str(output.parent)!r}", param_hint="'-o'")
+    _refuse_without_folder(output)
     target = paths[0] if len(paths) == 1 else list(paths)
     if axis:
         return _fit_axis(target, axis, {"include": include, "exclude": exclude, "min_size": min_size}, form, output)
@@ -179,7 +180,65 @@ def fit_command(
     if universality:
         more.append(universality_table(report.universality(by), by))
     _write(report, report.group_by(group_by), form, output, more)
-    return _say_what_is_missing(report)
+    return _say_what_was_not_measured(report.measured)
+
+
+@cli.command("measure")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--include", metavar="RE", help="Measure only tensors whose name this regular expression matches.")
+@click.option("--exclude", metavar="RE", help="Leave out tensors whose name this regular expression matches.")
+@click.option("--min-size", type=click.IntRange(min=0), default=0, metavar="N", help="Leave out smaller tensors.")
+@click.option("--groups", type=click.IntRange(min=2), metavar="G",
+              help="Keep the statistics of G contiguous blocks of each tensor as well, for a jackknife.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="STATS",
+              help="The statistics file, written whole or not at all.")  # fmt: skip
+@click.option("--budget", type=Bytes(), metavar="BYTES", help="Memory to hold for reading, such as 256MiB.")
+def measure_command(
+    paths: tuple[str, ...],
+    include: str | None,
+    exclude: str | None,
+    min_size: int,
+    groups: int | None,
+    output: Path,
+    budget: int | None,
+) -> int:
+    """Measure PATH... once and keep the statistics: `fit`, `merge` and comparisons need no weights after that.
+
+    \b
+    teleojax measure model-00001-of-00002.safetensors -o s1.stats
+    zstd -dc shard.safetensors.zst | teleojax measure - -o s2.stats
+    teleojax merge s1.stats s2.stats -o all.stats
+    teleojax fit all.stats
+    """
+    _refuse_without_folder(output)
+    target = paths[0] if len(paths) == 1 else list(paths)
+    with _progress() as progress:
+        measured = measure(
+            target,
+            include=include,
+            exclude=exclude,
+            min_size=min_size,
+            groups=groups,
+            budget_bytes=budget,
+            progress=progress,
+        )
+    save_statistics(measured, output)
+    return _say_what_was_not_measured(measured)
+
+
+@cli.command("merge")
+@click.argument("files", nargs=-1, required=True, metavar="STATS...")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="STATS",
+              help="The statistics file, written whole or not at all.")  # fmt: skip
+def merge_command(files: tuple[str, ...], output: Path) -> int:
+    """Merge statistics files: of shards to a whole, of a tensor's parts, of models.
+
+    Tensors of one name become one, as if their values had been measured together.
+    """
+    _refuse_without_folder(output)
+    merged = merge_measured(*(load_statistics(file) for file in files))
+    save_statistics(merged, output)
+    return _say_what_was_not_measured(merged)
 
 
 @cli.command("bench")
@@ -196,8 +255,7 @@ def bench_command(size: int | None, quick: bool, output: Path | None) -> int:
     """
     from teleojax.bench import limits_line, results_json, results_table, run_suite
 
-    if output is not None and not output.parent.is_dir():
-        raise click.BadParameter(f"no directory {str(output.parent)!r}", param_hint="'--json'")
+    _refuse_without_folder(output, "--json")
     messages = Console(stderr=True)
     with messages.status("measuring") as status:
         results = run_suite(size, quick=quick, say=status.update)
@@ -206,6 +264,12 @@ def bench_command(size: int | None, quick: bool, output: Path | None) -> int:
     if output is not None:
         write_atomically(output, results_json(results))
     return 0
+
+
+def _refuse_without_folder(output: Path | None, option: str = "-o") -> None:
+    """Before anything is read: results that could not be written would be lost."""
+    if output is not None and not output.parent.is_dir():
+        raise click.BadParameter(f"no directory {str(output.parent)!r}", param_hint=f"'{option}'")
 
 
 def _format_of(output: Path | None) -> str:
@@ -266,14 +330,12 @@ def _emit(text: str, output: Path | None) -> None:
         ) from e
 
 
-def _say_what_is_missing(report: Report) -> int:
+def _say_what_was_not_measured(measured: Measured) -> int:
     """Skipped tensors by reason and failed ones by name, on standard error; the exit code."""
-    skipped = Counter(r.reason.split(":")[0] for r in report.values() if r.status == "skipped" and r.reason)
-    _say_skipped(skipped)
-    failed = [r for r in report.values() if r.status == "failed"]
-    for result in failed:
-        click.echo(printable(f"teleojax: {result.name}: not measured: {result.reason}"), err=True)
-    return PARTIAL if failed else 0
+    _say_skipped(Counter(reason.split(":")[0] for reason in measured.skipped.values()))
+    for name, reason in measured.failed.items():
+        click.echo(printable(f"teleojax: {name}: not measured: {reason}"), err=True)
+    return PARTIAL if measured.failed else 0
 
 
 def _say_skipped(skipped: Counter[str]) -> None:

@@ -63,6 +63,12 @@ class Measured(Mapping[str, TensorStats]):
             specs[name] = TensorSpec(name, (size,), histogram.dtype if histogram else "float32", "statistics", 0, 0)
         return Measured("statistics", specs, {name: stats[name] for name in specs})
 
+    def select(self, selection: Selection) -> Measured:
+        """The same, with the tensors that the selection leaves out among the skipped."""
+        out = {n: r for n in self.stats if (r := selection.reason(self.specs[n])) is not None}
+        stats = {name: s for name, s in self.stats.items() if name not in out}
+        return replace(self, stats=stats, skipped={**self.skipped, **out})
+
     @property
     def nbytes(self) -> int:
         """Bytes of all measured tensors."""

@@ -13,4 +13,5 @@ from teleojax.report._table import report_table as report_table
 from teleojax.report._table import universality_table as universality_table
 from teleojax.report._table import wins_table as wins_table
 from teleojax.report._wins import FamilyWins as FamilyWins
+from teleojax.report._write import save_statistics as save_statistics
 from teleojax.report._write import write_atomically as write_atomically

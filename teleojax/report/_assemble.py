@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
 from teleojax._errors import UsageError
 from teleojax.diagnose import density_bins, lognormal_distances, penalised_log_density
-from teleojax.engine import Measured, Selection, measure, measure_axis
+from teleojax.engine import Measured, Selection, is_statistics, load_statistics, measure, measure_axis
 from teleojax.fits import FamilyFit, curve_fit, families_by_name, line_fit, maximum_likelihood, with_jackknife
 from teleojax.report._axis import AxisReport
 from teleojax.report._check import check_families
@@ -43,8 +44,9 @@ def fit(
 ) -> Report | AxisReport:
     """Fit every tensor: the lognormal by maximum likelihood, its distance from equilibrium, the other families.
 
-    `target` is what `measure` returned, a mapping of names to TensorStats, or anything that `measure` reads; then
-    `measure_options` are those of `measure` (include, exclude, min_size, histogram, groups, budget_bytes, progress).
+    `target` is what `measure` returned, a mapping of names to TensorStats, a statistics file (of which tensors may be
+    selected), or anything that `measure` reads; then `measure_options` are those of `measure` (include, exclude,
+    min_size, histogram, groups, budget_bytes, progress).
     `families` are names in FAMILIES, or "all"; the lognormal is always among them. A tensor without values, or without
     spread, has status "degenerate" and NaN where nothing exists; integer, empty and filtered tensors are listed as
     "skipped", unreadable ones as "failed".
@@ -68,12 +70,7 @@ def fit(
     options = FitOptions(names, method, bins, grid, xmin, bootstrap, vuong, level)
     if axis is not None:
         return AxisReport(*measure_axis(target, axis, Selection(**measure_options)), axis)
-    if isinstance(target, Mapping) and target and all(isinstance(s, TensorStats) for s in target.values()):
-        if measure_options:
-            raise TypeError(f"{', '.join(measure_options)}: the statistics are measured already")
-        measured = target if isinstance(target, Measured) else Measured.of(target)
-    else:
-        measured = measure(target, **measure_options)
+    measured = _measured(target, measure_options)
     if any(s.histogram is None for s in measured.stats.values()):
         _refuse_without_histograms(options)
     described = {name: _describe(spec) for name, spec in measured.specs.items()}
@@ -87,6 +84,20 @@ def fit(
         status, reason = ("skipped", skipped) if skipped is not None else ("failed", measured.failed.get(name))
         results[name] = TensorFit(**described[name], status=status, reason=reason)
     return Report(results, measured, options)
+
+
+def _measured(target: Any, measure_options: dict[str, Any]) -> Measured:
+    """The statistics that `target` is, holds, or names a file of; else measured anew."""
+    if isinstance(target, (str, Path)) and str(target) != "-" and is_statistics(Path(target)):
+        chosen = {o: measure_options[o] for o in ("include", "exclude", "min_size") if o in measure_options}
+        return load_statistics(target).select(Selection(**chosen))
+    if not isinstance(target, Measured):
+        if not (isinstance(target, Mapping) and target and all(isinstance(s, TensorStats) for s in target.values())):
+            return measure(target, **measure_options)
+        target = Measured.of(dict(target))
+    if measure_options:
+        raise TypeError(f"{', '.join(measure_options)}: the statistics are measured already")
+    return target
 
 
 def _describe(spec: TensorSpec) -> dict[str, Any]:

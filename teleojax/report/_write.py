@@ -7,10 +7,11 @@ import tempfile
 from pathlib import Path
 
 from teleojax._errors import UsageError
+from teleojax.engine import Measured, dump_statistics
 
 
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write UTF-8 text to a temporary file beside `path`, flush it to disk, and rename it over `path`.
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Write text, as UTF-8, or bytes to a temporary file beside `path`, flush it to disk, and rename it over `path`.
 
     Raises UsageError when the place cannot be written; an earlier file there is then untouched.
     """
@@ -18,8 +19,8 @@ def write_atomically(path: str | Path, text: str) -> None:
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as f:
-                f.write(text)
+            with os.fdopen(handle, "wb") as f:
+                f.write(content.encode() if isinstance(content, str) else content)
                 f.flush()
                 os.fsync(f.fileno())
             mask = os.umask(0)
@@ -33,3 +34,8 @@ def write_atomically(path: str | Path, text: str) -> None:
         raise UsageError(
             path, found=e.strerror or str(e), needed="a place that can be written", remedy="Choose another output file."
         ) from e
+
+
+def save_statistics(measured: Measured, path: str | Path) -> None:
+    """Write what was measured to a statistics file, whole or not at all; `load_statistics` reads it."""
+    write_atomically(path, dump_statistics(measured))

@@ -21,7 +21,8 @@ PUBLIC = {
     "AxisFit", "AxisReport", "BitHistogram", "CellCounts", "CorruptInputError", "FAMILIES", "Family",
     "FamilyFit", "InputError", "LogMoments",
     "LognormalFit", "Measured", "MissingExtraError", "Report", "Source", "TeleojaxError", "TensorFit",
-    "TensorSpec", "TensorStats", "UsageError", "fit", "measure", "merge", "open_source", "teleo",
+    "TensorSpec", "TensorStats", "UsageError", "fit", "load_statistics", "measure", "merge", "merge_measured",
+    "open_source", "save_statistics", "teleo",
 }  # fmt: skip
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "__main__.py") or p.parent != PACKAGE)
 
