@@ -25,13 +25,13 @@ from teleojax.teleo import utility_parameters
 
 
 @overload
-def fit(target: Any, *, families: Iterable[str] = ..., axis: None = None, **options: Any) -> Report: ...
+def fit(target: Any, *, families: str | Iterable[str] = ..., axis: None = None, **options: Any) -> Report: ...
 @overload
 def fit(target: Any, *, axis: int | tuple[int, ...], **options: Any) -> AxisReport: ...
 def fit(
     target: Any,
     *,
-    families: Iterable[str] = DEFAULT_FAMILIES,
+    families: str | Iterable[str] = DEFAULT_FAMILIES,
     method: str = "mle",
     axis: int | tuple[int, ...] | None = None,
     bins: int = 100,
@@ -66,7 +66,8 @@ def fit(
     Raises UsageError for an unknown family or method, a family that needs histograms without them, or options given
     with statistics already measured; else as `measure`.
     """
-    names = tuple(f.name for f in families_by_name(["lognormal", *families]))
+    asked = [families] if isinstance(families, str) else families
+    names = tuple(f.name for f in families_by_name(["lognormal", *asked]))
     options = FitOptions(names, method, bins, grid, xmin, bootstrap, vuong, level)
     if axis is not None:
         return AxisReport(*measure_axis(target, axis, Selection(**measure_options)), axis)

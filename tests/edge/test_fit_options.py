@@ -264,3 +264,10 @@ def test_a_p_value_of_many_values_comes_with_a_word(tmp_path: Path, capsys: pyte
     save_file({"w": RNG.standard_normal(150_000).astype(np.float16)}, tmp_path / "m.safetensors")
     assert run(["fit", str(tmp_path), "--families", "halfnormal", "--bootstrap", "3"]) == 0
     assert "above 100,000 values any p-value is small" in capsys.readouterr().err
+
+
+def test_one_family_needs_no_list(layers: dict[str, np.ndarray]) -> None:
+    some = dict(list(layers.items())[:1])
+    assert tj.fit(some, families="weibull").options == tj.fit(some, families=["weibull"]).options
+    with pytest.raises(tj.UsageError, match="'gaussian'"):
+        tj.fit(some, families="gaussian")
