@@ -7,6 +7,7 @@ from teleojax._errors import MissingExtraError as MissingExtraError
 from teleojax._errors import TeleojaxError as TeleojaxError
 from teleojax._errors import UsageError as UsageError
 from teleojax._version import __version__ as __version__
+from teleojax.diagnose import GradientSummary as GradientSummary
 from teleojax.engine import Measured as Measured
 from teleojax.engine import load_statistics as load_statistics
 from teleojax.engine import measure as measure
@@ -14,12 +15,18 @@ from teleojax.engine import merge_measured as merge_measured
 from teleojax.families import FAMILIES as FAMILIES
 from teleojax.families import Family as Family
 from teleojax.fits import FamilyFit as FamilyFit
+from teleojax.kernels import lognormal_gradient as lognormal_gradient
 from teleojax.report import AxisReport as AxisReport
+from teleojax.report import GradientFiles as GradientFiles
+from teleojax.report import GradientReport as GradientReport
 from teleojax.report import LognormalFit as LognormalFit
 from teleojax.report import Report as Report
 from teleojax.report import TensorFit as TensorFit
 from teleojax.report import fit as fit
+from teleojax.report import gradient_summary as gradient_summary
 from teleojax.report import save_statistics as save_statistics
+from teleojax.report import utility_gradient as utility_gradient
+from teleojax.report import write_gradient as write_gradient
 from teleojax.sources import Source as Source
 from teleojax.sources import TensorSpec as TensorSpec
 from teleojax.sources import open_source as open_source

@@ -18,21 +18,25 @@ from rich.table import Table
 
 from teleojax._errors import OutputClosedError, TeleojaxError, printable
 from teleojax._version import __version__
-from teleojax.diagnose import LARGE
+from teleojax.diagnose import DENSITIES, LARGE
 from teleojax.engine import Measured, load_statistics, measure, merge_measured
 from teleojax.families import FAMILIES
+from teleojax.kernels import WRT
 from teleojax.report import (
     DEFAULT_FAMILIES,
     GROUPINGS,
     METHODS,
+    SHARD_BYTES,
     Report,
     finding,
     fit,
+    gradient_summary,
     report_table,
     save_statistics,
     universality_table,
     wins_table,
     write_atomically,
+    write_gradient,
 )
 
 PARTIAL = 4  # exit code: done, but some tensors could not be measured
@@ -239,6 +243,66 @@ def merge_command(files: tuple[str, ...], output: Path) -> int:
     merged = merge_measured(*(load_statistics(file) for file in files))
     save_statistics(merged, output)
     return _say_what_was_not_measured(merged)
+
+
+@cli.command("gradient")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT",
+              help="A directory for the gradients, written whole or not at all; default: only a summary.")  # fmt: skip
+@click.option("--density", type=click.Choice(DENSITIES), default="empirical", show_default=True,
+              help="The law of the weights: as they lie, or their maximum-likelihood lognormal.")  # fmt: skip
+@click.option("--wrt", type=click.Choice(WRT), default="log", show_default=True,
+              help="The gradient by ln|w| or by w.")  # fmt: skip
+@click.option("--target", type=Names(), metavar="ALPHA,BETA",
+              help="Of the equilibrium aimed at, in the measure dx; default: each tensor's own.")  # fmt: skip
+@click.option("--include", metavar="RE", help="Only tensors whose name this regular expression matches.")
+@click.option("--exclude", metavar="RE", help="Leave out tensors whose name this regular expression matches.")
+@click.option("--min-size", type=click.IntRange(min=0), default=0, metavar="N", help="Leave out smaller tensors.")
+@click.option("--shard-size", type=Bytes(), default=SHARD_BYTES, metavar="BYTES", help="Largest file of OUT; 5 GB.")
+@click.option("--force", is_flag=True, help="Replace OUT if it is there and not empty.")
+@click.option("--budget", type=Bytes(), metavar="BYTES", help="Memory to hold for reading, such as 256MiB.")
+def gradient_command(
+    paths: tuple[str, ...],
+    output: Path | None,
+    density: str,
+    wrt: str,
+    target: tuple[str, ...] | None,
+    include: str | None,
+    exclude: str | None,
+    min_size: int,
+    shard_size: int,
+    force: bool,
+    budget: int | None,
+) -> int:
+    """The utility gradient of every parameter of PATH...: where each connection would gain utility.
+
+    It is 0 for every connection at arbitrage equilibrium. A JSON line a tensor says how it is distributed; its mean
+    square is the relative Fisher information. OUT becomes a sharded safetensors directory like the one read.
+
+    \b
+    teleojax gradient model.safetensors > model.jsonl
+    teleojax gradient model-dir/ -o gradient-dir/ --wrt value
+    """
+    try:
+        goal = None if target is None else (float(target[0]), float(target[1])) if len(target) == 2 else ()
+    except ValueError:
+        goal = ()
+    if goal == ():
+        raise click.BadParameter("two numbers are needed, such as -1.5,0.4", param_hint="'--target'")
+    choices = {"density": density, "wrt": wrt, "target": goal}
+    options = {"include": include, "exclude": exclude, "min_size": min_size, "budget_bytes": budget}
+    path = paths[0] if len(paths) == 1 else list(paths)
+    with _progress() as progress:
+        if output is not None:
+            written = write_gradient(
+                path, output, **choices, **options, shard_bytes=shard_size, force=force, progress=progress
+            )
+            report = written.report
+            click.echo(f"teleojax: {written.nbytes:,} bytes in {len(written.files)} files: {output}", err=True)
+        else:
+            report = gradient_summary(path, **choices, **options, progress=progress)
+    _emit(report.jsonl(), None)
+    return _say_what_was_not_measured(report.measured)
 
 
 @cli.command("bench")

@@ -11,6 +11,12 @@ from teleojax.diagnose._distances import LognormalDistances as LognormalDistance
 from teleojax.diagnose._distances import lognormal_distances as lognormal_distances
 from teleojax.diagnose._goodness import Goodness as Goodness
 from teleojax.diagnose._goodness import goodness_of_fit as goodness_of_fit
+from teleojax.diagnose._gradient import DENSITIES as DENSITIES
+from teleojax.diagnose._gradient import GradientSummary as GradientSummary
+from teleojax.diagnose._gradient import Target as Target
+from teleojax.diagnose._gradient import UtilityGradient as UtilityGradient
+from teleojax.diagnose._gradient import check_choices as check_choices
+from teleojax.diagnose._gradient import gradients as gradients
 from teleojax.diagnose._universality import Heterogeneity as Heterogeneity
 from teleojax.diagnose._universality import Universality as Universality
 from teleojax.diagnose._universality import universality as universality

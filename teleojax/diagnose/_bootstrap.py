@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from teleojax.diagnose._goodness import goodness_of_fit
+from teleojax.diagnose._goodness import sup_distance
 from teleojax.families import Family
 from teleojax.fits import FamilyFit, maximum_likelihood
 from teleojax.stats import BitHistogram, LogMoments, TensorStats, careful_moments
@@ -45,13 +45,13 @@ def bootstrap_test(
     if family.tail:
         histogram = _from_xmin(histogram, float(fit.params["xmin"]))
     n = histogram.n
-    observed = goodness_of_fit(histogram, family, fit.params).ks
+    observed = sup_distance(histogram, family, fit.params)
     rng = np.random.default_rng(seed)
     drawn = [simulate(family, fit, histogram, n, rng) for _ in range(replicates)]
     xmin = float(fit.params["xmin"]) if family.tail else None
     again = maximum_likelihood([family], drawn, xmin=xmin)
     distances = [
-        goodness_of_fit(d.histogram, family, found[family.name].params).ks
+        sup_distance(d.histogram, family, found[family.name].params)
         for d, found in zip(drawn, again, strict=True)
         if d.histogram is not None and found[family.name].maximised
     ]

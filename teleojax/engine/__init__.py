@@ -1,5 +1,7 @@
 """The only room that jits, shards and folds."""
 
+from teleojax.engine._apply import apply_to_leaves as apply_to_leaves
+from teleojax.engine._apply import apply_to_source as apply_to_source
 from teleojax.engine._axis import measure_axis as measure_axis
 from teleojax.engine._functions import compiled as compiled
 from teleojax.engine._functions import compiled_float64 as compiled_float64

@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 
 from teleojax.engine._choose import counting_trials
-from teleojax.kernels import pattern_counts, row_fits, row_sums
+from teleojax.kernels import pattern_counts, row_fits, row_sums, tabulated
 from teleojax.stats._rows import FAR, NARROW, TINY
 
 # Reassociating sums is what lets XLA vectorise them on a CPU. NaN and inf are asked of the bits, never of floats, but
@@ -50,6 +51,35 @@ def compiled_pattern_counts(itemsize: int = 2, n_bits: int = 16) -> Callable[...
 def _counts_by_row() -> Callable[..., Any]:
     """`pattern_counts`, one program per item size and number of rows."""
     return jax.jit(pattern_counts, static_argnames="n_bits")
+
+
+@cache
+def compiled_table() -> Callable[..., Any]:
+    """`tabulated` of (scratch, bits, entries), the result in the memory of `scratch`, which is given away for it.
+
+    One program per type, table size and number of rows.
+    """
+
+    def look_up(scratch: jax.Array, bits: jax.Array, entries: jax.Array) -> jax.Array:
+        del scratch
+        return _patterns(tabulated(bits, entries))
+
+    return jax.jit(look_up, donate_argnums=0, keep_unused=True)
+
+
+@cache
+def compiled_table_of_array(*, donate: bool) -> Callable[..., Any]:
+    """`tabulated` of (values, entries), the result of the values' own type; with `donate` in their memory."""
+
+    def look_up(values: jax.Array, entries: jax.Array) -> jax.Array:
+        found = tabulated(_patterns(values), entries)
+        return found if found.dtype == values.dtype else lax.bitcast_convert_type(found, values.dtype)
+
+    return jax.jit(look_up, donate_argnums=0 if donate else None)
+
+
+def _patterns(values: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(values, f"uint{8 * values.dtype.itemsize}")
 
 
 @cache

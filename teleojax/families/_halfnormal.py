@@ -11,7 +11,7 @@ from scipy.special import erf, erfinv, log_ndtr
 
 from teleojax.families._family import REAL, ClosedForm, Family, Params, Shape
 from teleojax.families._prentice import clipped_exp
-from teleojax.families._special import log1mexp, log_of
+from teleojax.families._special import log_of
 from teleojax.stats import LogMoments
 
 HALF_LOG_2_OVER_PI = 0.5 * math.log(2 / math.pi)
@@ -42,9 +42,13 @@ def _starts(shape: Shape) -> np.ndarray:  # noqa: ARG001
 
 def _log_probabilities(x: np.ndarray, params: Params) -> tuple[np.ndarray, np.ndarray]:
     """ln P(X ≤ x) and ln P(X > x), the larger from the smaller, so that it keeps its relative precision near 0."""
-    z = x / params["scale"]
-    inner, log_outer = erf(np.minimum(z, 1) / math.sqrt(2)), LOG_2 + log_ndtr(-np.maximum(z, 1))
-    return np.where(z < 1, log_of(inner), log1mexp(-log_outer)), np.where(z < 1, np.log1p(-inner), log_outer)
+    z = np.asarray(x / params["scale"])
+    inner = erf(np.minimum(z, 1) / math.sqrt(2))
+    log_inner, log_outer = np.asarray(log_of(inner)), np.asarray(np.log1p(-inner))
+    far = z > 1
+    log_outer[far] = LOG_2 + log_ndtr(-z[far])
+    log_inner[far] = np.log1p(-np.exp(log_outer[far]))
+    return log_inner, log_outer
 
 
 HALFNORMAL = Family(

@@ -18,6 +18,8 @@ from teleojax.families._prentice import exp_limit
 from teleojax.families._quantile import quantile
 from teleojax.families._special import HALF_LOG_2PI, log_of
 
+LOG_2 = math.log(2)
+SERIES = 40.0  # s from which seven terms leave 1e-17
 DIFFERENCE_RULE = np.polynomial.legendre.leggauss(8)
 
 
@@ -70,32 +72,34 @@ def _log_probabilities(r: np.ndarray, mu: float) -> tuple[np.ndarray, np.ndarray
     With b = 2 sinh(r/2)/√mu and c = 2 cosh(r/2)/√mu (c² = b² + 4/mu), P(R ≤ r) = Φ(b) + e^(2/mu) Φ(−c) is
     ½ e^(−b²/2) (erfcx(−b/√2) + erfcx(c/√2)) below the mean, and above it P(R > r) is the same with a difference.
     """
-    r = np.asarray(r, np.float64)
+    shape, r = np.shape(r), np.atleast_1d(np.asarray(r, np.float64))
     with np.errstate(all="ignore"):
-        root = math.sqrt(2 / mu)
-        b, c = root * np.sinh(np.abs(r) / 2), root * np.cosh(r / 2)  # both over √2
-        log_lower = -b * b + np.log(0.5 * (erfcx(b) + erfcx(c)))
-        width = root * np.exp(-np.abs(r) / 2)  # c − b
-        difference = np.where(width > 0.02 * (1 + b), erfcx(b) - erfcx(c), _erfcx_fall(b, width))
-        log_upper = -b * b + np.log(0.5 * difference)
-        return np.where(r < 0, log_lower, np.log1p(-np.exp(log_upper))), np.where(
-            r < 0, np.log1p(-np.exp(log_lower)), log_upper
-        )
+        half, root, below = np.abs(r) / 2, math.sqrt(2 / mu), r < 0
+        b, c = root * np.sinh(half), root * np.cosh(half)  # both over √2
+        both = erfcx(b) + np.where(below, 1, -1) * erfcx(c)
+        width = root * np.exp(-half)  # c − b
+        close = ~below & (width <= 0.02 * (1 + b))
+        if close.any():
+            both[close] = _erfcx_fall(b[close], width[close])
+        near = np.log(0.5 * both) - b * b
+        far = np.log1p(-np.exp(near))
+    return np.where(below, near, far).reshape(shape), np.where(below, far, near).reshape(shape)
 
 
 def _erfcx_fall(b: np.ndarray, width: np.ndarray) -> np.ndarray:
     """erfcx(b) − erfcx(b + width) for a width small beside 1 + b, as the integral of the slope 2/√π − 2s erfcx(s)."""
-    total = np.zeros_like(b)
-    for node, weight in zip(*DIFFERENCE_RULE, strict=True):
-        s = b + width * (1 + node) / 2
-        far = np.maximum(s, 10.0)
-        term = series = 0.5 / far**2
-        for n in range(2, 16):  # the asymptotic series of erfcx, DLMF 7.12.1, less its first term
-            term = term * (-(2 * n - 1) / (2 * far**2))
+    node, weight = DIFFERENCE_RULE
+    s = b[:, None] + width[:, None] * (1 + node) / 2
+    slope = 1 - math.sqrt(math.pi) * s * erfcx(s)
+    far = s > SERIES
+    if far.any():
+        square = 0.5 / s[far] ** 2
+        term = series = square
+        for n in range(2, 9):  # the asymptotic series of erfcx, DLMF 7.12.1, less its first term
+            term = term * (-(2 * n - 1) * square)
             series = series + term
-        near = 1 - math.sqrt(math.pi) * s * erfcx(s)
-        total = total + weight * np.where(s > 10, series, near)
-    return total * width / math.sqrt(math.pi)
+        slope[far] = series
+    return slope @ weight * width / math.sqrt(math.pi)
 
 
 def _relative(x: np.ndarray, params: Params) -> np.ndarray:
@@ -103,10 +107,19 @@ def _relative(x: np.ndarray, params: Params) -> np.ndarray:
 
 
 def _ppf(q: np.ndarray, params: Params) -> np.ndarray:
-    """By root finding: Φ(b) < P(R ≤ r), and P(R ≤ r) < 2Φ(b) below the mean."""
-    q, mu = np.asarray(q, np.float64), params["mu"]
-    low, high = (2 * np.arcsinh(math.sqrt(mu) / 2 * ndtri(v)) for v in (q / 2, q))
-    return np.exp(_log_mean(params) + quantile(q, lambda r: _log_probabilities(r, mu), low, high))
+    """By root finding in b, which is next to normal: Φ(b) < P(R ≤ r), and P(R ≤ r) < 2Φ(b) below the mean."""
+    q, root = np.asarray(q, np.float64), math.sqrt(params["mu"]) / 2
+
+    def relative(b: np.ndarray) -> np.ndarray:
+        return 2 * np.arcsinh(root * b)
+
+    def log_density(b: np.ndarray) -> np.ndarray:
+        return LOG_2 - HALF_LOG_2PI - 0.5 * b * b - np.logaddexp(0, relative(b))
+
+    low, high = ndtri(q / 2), ndtri(q)
+    start = np.where(q < 0.5, (low + high) / 2, high)
+    b = quantile(q, lambda b: _log_probabilities(relative(b), params["mu"]), log_density, low, high, start)
+    return np.exp(_log_mean(params) + relative(b))
 
 
 def _sample(rng: np.random.Generator, params: Params, n: int) -> np.ndarray:

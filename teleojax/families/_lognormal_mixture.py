@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.special import log_ndtr, ndtri
+from scipy.special import log_ndtr, ndtr, ndtri
 
 from teleojax.families._family import LIMIT_NATS, LOG_SPREAD, REAL, Family, Params, Shape, within
 from teleojax.families._quantile import quantile
-from teleojax.families._special import HALF_LOG_2PI, log1mexp, log_of
+from teleojax.families._special import HALF_LOG_2PI, log_of
 
 LEAST_WEIGHT = 1e-3
 # weight, mean and standard deviation of either component, which together have mean 0 and variance 1 or nearly
@@ -58,19 +59,34 @@ def _arrays(params: Params) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _log_probabilities(y: np.ndarray, params: Params) -> tuple[np.ndarray, np.ndarray]:
     """ln P(Y ≤ y) and ln P(Y > y): sums of the components' own, and the larger from the smaller."""
-    w, m, s = _arrays(params)
-    z = (np.asarray(y, np.float64)[..., None] - m) / s
-    log_cdf, log_sf = (np.logaddexp.reduce(np.log(w) + log_ndtr(side), axis=-1) for side in (z, -z))
-    low = log_cdf < log_sf
-    return np.where(low, log_cdf, log1mexp(-log_sf)), np.where(low, log1mexp(-log_cdf), log_sf)
+    (w1, w2), (z1, z2) = params["weights"], _standardise(y, params)
+    below = w1 * ndtr(z1) + w2 * ndtr(z2) < 0.5
+    side = np.where(below, 1, -1)
+    smaller = np.logaddexp(math.log(w1) + log_ndtr(side * z1), math.log(w2) + log_ndtr(side * z2))
+    larger = np.log1p(-np.exp(smaller))
+    return np.where(below, smaller, larger), np.where(below, larger, smaller)
+
+
+def _standardise(y: np.ndarray, params: Params) -> list[np.ndarray]:
+    return [(y - m) / s for m, s in zip(params["mus"], params["sigmas"], strict=True)]
+
+
+def _log_slope(y: np.ndarray, params: Params) -> np.ndarray:
+    """The log-density of y."""
+    each = zip(params["weights"], params["sigmas"], _standardise(y, params), strict=True)
+    return np.logaddexp(*(math.log(w / s) - HALF_LOG_2PI - 0.5 * z * z for w, s, z in each))
 
 
 def _ppf(q: np.ndarray, params: Params) -> np.ndarray:
-    """By root finding between the quantiles of the components."""
+    """By root finding between the quantiles of the components, from where one of them alone has the probability."""
     q = np.asarray(q, np.float64)
-    _, m, s = _arrays(params)
+    w, m, s = _arrays(params)
     each = m + s * ndtri(q)[..., None]
-    return np.exp(quantile(q, lambda y: _log_probabilities(y, params), each.min(axis=-1), each.max(axis=-1)))
+    alone = np.minimum(np.minimum(q, 1 - q)[..., None] / w, 0.5)
+    below, above = m + s * ndtri(alone), m - s * ndtri(alone)
+    start = np.where(q < 0.5, below.min(axis=-1), above.max(axis=-1))
+    law = partial(_log_probabilities, params=params), partial(_log_slope, params=params)
+    return np.exp(quantile(q, *law, each.min(axis=-1), each.max(axis=-1), start))
 
 
 def _sample(rng: np.random.Generator, params: Params, n: int) -> np.ndarray:

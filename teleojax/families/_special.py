@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.special import gammainc, gammaincc, gammainccinv, gammaincinv, gammaln, polygamma
+from scipy.special import gammainc, gammaincc, gammainccinv, gammaincinv, gammaln, ndtri, polygamma
 
 from teleojax.families._quantile import quantile
 
@@ -15,6 +17,9 @@ SHIFT = 10  # Γ is taken from Γ(a + SHIFT), where Stirling's series has conver
 STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400, 43867 / 244188)
 LARGE_SHAPE = 1e4  # from here SciPy's inverses inherit what is said at `log_gammainc`
 UNDERFLOW = 1e-290  # below this a logarithm is computed without the number itself
+LOG_UNDERFLOW = math.log(UNDERFLOW)
+ASTRAY_SHAPE = 200.0  # from here SciPy's incomplete gamma functions lose their digits in the tails
+NEAR_ONE = 0.9  # a probability whose complement has one digit fewer
 
 
 def panels(*edges: float) -> tuple[np.ndarray, np.ndarray]:
@@ -42,6 +47,12 @@ def stirling_remainder(u: Any, xp: Any = np) -> Any:
     a = xp.asarray(1 / xp.where(large, 1.0, u))[..., None] + xp.arange(SHIFT)
     steps = xp.sum((a + 0.5) * xp.log1p(1 / a) - 1, axis=-1)
     return v * series + xp.where(large, 0.0, steps)
+
+
+@lru_cache(maxsize=64)
+def stirling_remainder_at(u: float) -> float:
+    """The same of one number, kept: a law is asked for many x in turn."""
+    return float(stirling_remainder(u))
 
 
 def log1mexp(h: np.ndarray) -> np.ndarray:
@@ -78,41 +89,49 @@ def inverse_trigamma(value: float) -> float:
     return a
 
 
-def log_gammainc(a: np.ndarray | float, log_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def log_gammainc(a: float, log_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """ln P(a, x) and ln Q(a, x) of the regularised incomplete gamma functions, x by its logarithm.
 
     Neither underflows, and each keeps its relative precision also where it is close to 0. SciPy's functions serve in
     the body, except that for large a they stop after 2000 terms outside |x − a| < 4.5 √a.
     """
-    shape = np.broadcast_shapes(np.shape(a), np.shape(log_x))
-    a, log_x = (np.broadcast_to(np.asarray(v, np.float64), shape).reshape(-1) for v in (a, log_x))
+    shape, log_x = np.shape(log_x), np.atleast_1d(np.asarray(log_x, np.float64))
     with np.errstate(all="ignore"):
         x = np.exp(log_x)
-        lower, upper = gammainc(a, x), gammaincc(a, x)
-        below = lower < 0.5
-        log_small = np.log(np.where(below, lower, upper))
-        astray = (a > 200) & (np.abs(x - a) > 4.4 * np.sqrt(a))
-        tail = astray | (np.where(below, lower, upper) < UNDERFLOW)
-        log_small[tail] = _log_gamma_tail(a[tail], log_x[tail])
-        log_large = np.log1p(-np.exp(log_small))
-    log_lower, log_upper = np.where(below, log_small, log_large), np.where(below, log_large, log_small)
+        log_lower, log_upper = logs_of_pair(gammainc(a, x), lambda far: gammaincc(a, x[far]))
+        smaller = np.minimum(log_lower, log_upper)
+        tail = smaller < LOG_UNDERFLOW
+        if a > ASTRAY_SHAPE:
+            tail |= np.abs(x - a) > 4.4 * math.sqrt(a)
+        if tail.any():
+            small = _log_gamma_tail(a, log_x[tail])
+            large, below = np.log1p(-np.exp(small)), log_x[tail] < math.log(a)
+            log_lower[tail], log_upper[tail] = np.where(below, small, large), np.where(below, large, small)
     return log_lower.reshape(shape), log_upper.reshape(shape)
 
 
-def _log_gamma_tail(a: np.ndarray, log_x: np.ndarray) -> np.ndarray:
+def logs_of_pair(lower: np.ndarray, upper: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """ln P and ln(1 − P) from P; upper(mask) gives 1 − P itself where P lies so near 1 that too few digits remain."""
+    far = lower > NEAR_ONE
+    log_lower, log_upper = np.log(lower), np.log1p(-lower)
+    if far.any():
+        rest = upper(far)
+        log_lower[far], log_upper[far] = np.log1p(-rest), np.log(rest)
+    return log_lower, log_upper
+
+
+def _log_gamma_tail(a: float, log_x: np.ndarray) -> np.ndarray:
     """The lesser of ln P and ln Q, in the tails.
 
     With t = ln(x/a) the density is f(t) ∝ exp(−a(e^t − 1 − t)), log-concave, and the tail is
     f(t) ∫ exp(−a(e^t(e^v − 1) − v)) dv over v from 0 outwards, which begins like e^(−τ) in τ = a(e^t − 1)v > 0.
     """
-    t = np.minimum(log_x - np.log(a), 700)  # past that ln Q is −10^304 a
-    log_density = 0.5 * np.log(a) - HALF_LOG_2PI - stirling_remainder(1 / a) - a * (np.expm1(t) - t)
-    slope = a * np.expm1(t)
-    ratio = np.exp(t)
-    total = np.zeros_like(a)
-    for tau, weight in zip(*TAIL_RULE, strict=True):
-        v = tau / slope
-        total += weight * np.exp(-a * (ratio * np.expm1(v) - v))
+    t = np.minimum(log_x - math.log(a), 700)  # past that ln Q is −10^304 a
+    log_density = 0.5 * math.log(a) - HALF_LOG_2PI - stirling_remainder_at(1 / a) - a * (np.expm1(t) - t)
+    slope, ratio = a * np.expm1(t), np.exp(t)
+    tau, weight = TAIL_RULE
+    v = tau / slope[:, None]
+    total = np.exp(-a * (ratio[:, None] * np.expm1(v) - v)) @ weight
     return np.where(np.isposinf(log_x), -np.inf, log_density + np.log(total / np.abs(slope)))
 
 
@@ -121,12 +140,17 @@ def log_gammaincinv(a: float, q: np.ndarray, *, upper: bool = False) -> np.ndarr
     q = np.asarray(q, np.float64)
     if a > LARGE_SHAPE:
         sign, log_a, width = (-1 if upper else 1), math.log(a), 60 / math.sqrt(a)  # enough for any float64 q
+        peak = 0.5 * log_a - HALF_LOG_2PI - stirling_remainder_at(1 / a)
 
         def log_probabilities(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             lower, higher = log_gammainc(a, log_a + sign * v)
             return (higher, lower) if upper else (lower, higher)
 
-        return log_a + sign * quantile(q, log_probabilities, np.asarray(-width), np.asarray(width))
+        def log_density(v: np.ndarray) -> np.ndarray:
+            return peak - a * (np.expm1(sign * v) - sign * v)
+
+        start = ndtri(q) / math.sqrt(a)
+        return log_a + sign * quantile(q, log_probabilities, log_density, np.asarray(-width), np.asarray(width), start)
     lower_inverse, upper_inverse = (gammainccinv, gammaincinv) if upper else (gammaincinv, gammainccinv)
     x = np.where(q < 0.5, lower_inverse(a, q), upper_inverse(a, 1 - q))
     leading = ((np.log1p(-q) if upper else np.log(q)) + gammaln(a + 1)) / a

@@ -95,13 +95,9 @@ def _log_probabilities(log_u: np.ndarray, r: float) -> tuple[np.ndarray, np.ndar
 
     Near 0 the integral of the density; beyond, Φ(r − u)/Φ(r) by the scaled complement for r < 0, else by differences.
     """
-    log_u = np.asarray(log_u, np.float64)
+    shape, log_u = np.shape(log_u), np.atleast_1d(np.asarray(log_u, np.float64))
     with np.errstate(all="ignore"):
         u = np.exp(log_u)
-        near = u * max(1, abs(r)) < 1
-        v = np.where(near, u, 0)[..., None] * (1 + UNIT_NODES) / 2
-        integral = np.exp(-0.5 * v * v + r * v) @ (UNIT_WEIGHTS / 2)
-        log_near = log_u + np.log(integral) - (_mean(np.float64(r))[1] + 0.5 * max(r, 0) ** 2)
         if r < 0:
             root = math.sqrt(2)
             log_sf = -0.5 * u * u + r * u + np.log(erfcx((u - r) / root)) - np.log(erfcx(-r / root))
@@ -112,7 +108,20 @@ def _log_probabilities(log_u: np.ndarray, r: float) -> tuple[np.ndarray, np.ndar
             ratio = log_ndtr(r - u) - log_ndtr(r)
             log_cdf = np.where(u < r, difference, log1mexp(-ratio))
             log_sf = np.where(u < r, log1mexp(-difference), ratio)
-        return np.where(near, log_near, log_cdf), np.where(near, log1mexp(-log_near), log_sf)
+        near = u * max(1, abs(r)) < 1
+        if near.any():
+            v = u[near, None] * (1 + UNIT_NODES) / 2
+            log_integral = np.log(np.exp(-0.5 * v * v + r * v) @ (UNIT_WEIGHTS / 2))
+            log_cdf[near] = log_u[near] + log_integral - _log_normaliser(r)
+            log_sf[near] = log1mexp(-log_cdf[near])
+    return log_cdf.reshape(shape), log_sf.reshape(shape)
+
+
+def _log_normaliser(r: float) -> float:
+    """ln M(r)."""
+    if r < 0:
+        return math.log(erfcx(-r / math.sqrt(2))) + 0.5 * math.log(math.pi / 2)
+    return HALF_LOG_2PI + float(log_ndtr(r)) + 0.5 * r * r
 
 
 def _log_u(x: np.ndarray, params: Params) -> np.ndarray:
@@ -125,11 +134,17 @@ def _ppf(q: np.ndarray, params: Params) -> np.ndarray:
     And P(U > u) < e^(−(u − r)²/2) above max(r, 0), which bounds u where h is next to nothing.
     """
     q, r = np.asarray(q, np.float64), _r(params)
-    h, cumulative = math.exp(-_mean(np.float64(r))[1] - 0.5 * max(r, 0) ** 2), -np.log1p(-q)
+    h, cumulative = math.exp(-_log_normaliser(r)), -np.log1p(-q)
     root = np.sqrt(2 * cumulative)
     low = np.log(2 * cumulative / (h + np.sqrt(h * h + 2 * cumulative)))
     high = np.minimum(np.log(cumulative) - math.log(max(h, 1e-300)), np.log(max(r, 0) + root))
-    log_u = quantile(q, lambda v: _log_probabilities(v, r), low, high)
+    start = np.log(np.maximum(r - ndtri_exp(log_ndtr(r) - cumulative), np.exp(low)))
+
+    def log_density(v: np.ndarray) -> np.ndarray:
+        u = np.exp(v)
+        return v + r * u - 0.5 * u * u - _log_normaliser(r)
+
+    log_u = quantile(q, lambda v: _log_probabilities(v, r), log_density, low, high, start)
     return params["xmin"] * np.exp(params["sigma"] * np.exp(log_u))
 
 

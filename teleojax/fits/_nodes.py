@@ -21,6 +21,7 @@ WIDTH = 0.05  # of a bin, in standard deviations of y
 CENTRE = 8.0  # standard deviations either side of the mean in bins of that width; beyond, each is GROWTH times wider
 GROWTH = 1.25
 CORRECTED_MOST = 0.1  # relative change of a weight; where more would be needed, the nodes are left as they are
+AGREES = 1e-9  # relative: how near corrected nodes must come to the exact moments
 NODES_MULTIPLE = 256  # nodes a tensor is padded to a multiple of, so that few shapes are compiled
 
 
@@ -139,4 +140,8 @@ def _calibrated(y: np.ndarray, weight: np.ndarray, moments: LogMoments) -> np.nd
     if not (np.isfinite(gram).all() and np.isfinite(missing).all()):
         return weight
     correction = np.linalg.lstsq(gram, missing, rcond=1e-12)[0] @ basis
-    return weight * (1 + correction) if np.abs(correction).max() < CORRECTED_MOST else weight
+    moved = weight * (1 + correction)
+    moved = moved / moved.sum()
+    left = exact - basis @ moved  # of fewer nodes than moments, some is: then not even the total would be right
+    agrees = np.all(np.abs(left) <= AGREES * (1 + np.abs(exact)))
+    return moved if agrees and np.abs(correction).max() < CORRECTED_MOST else weight

@@ -10,3 +10,9 @@ from teleojax.kernels._logmoments import RowSums as RowSums
 from teleojax.kernels._logmoments import row_sums as row_sums
 from teleojax.kernels._rowfits import RowFits as RowFits
 from teleojax.kernels._rowfits import row_fits as row_fits
+from teleojax.kernels._utility import CELL_BITS as CELL_BITS
+from teleojax.kernels._utility import WRT as WRT
+from teleojax.kernels._utility import ValueTable as ValueTable
+from teleojax.kernels._utility import bits_dropped as bits_dropped
+from teleojax.kernels._utility import lognormal_gradient as lognormal_gradient
+from teleojax.kernels._utility import tabulated as tabulated

