@@ -17,14 +17,14 @@ from teleojax.stats import BitHistogram
 
 SMALL_STEP = 1e-4  # of a logarithm of u: below it the series is as exact as the closed form
 LEAST_COMPLEMENT = 0.01  # of probability: above it 1 − u has two digits fewer than u
-TOLERANCE = 3e-7  # of a Wasserstein distance, in ln x, for each of the two kinds of stretches
+TOLERANCE = 1e-6  # of a Wasserstein distance, in ln x
 FEW_NODES = 256  # up to so many nodes, every stretch between two of them is integrated with care
 WIDE_GAP = 0.05  # of ln x: such a stretch is, too
 ROUNDS = 40  # halvings
 QUARTERS = np.asarray([[0.25], [0.5], [0.75]])
-LEAST_WIDTH = 1e-15  # of ln x: in place of 0, to divide by
+LEAST_WIDTH, LEAST_RISE = 1e-15, 1e-300  # of ln x, of a logarithm of u: in place of 0, to divide by
 # of ln x, from the last value outwards
-TAIL_STEPS = np.concatenate([np.arange(0, 4, 0.25), 2.0 ** np.arange(2, 10.5, 0.5)])
+TAIL_STEPS = np.concatenate([np.arange(0, 1, 0.125), np.arange(1, 4, 0.25), 2.0 ** np.arange(2, 10.1, 0.25)])
 TAIL_MASS = 1e-13  # steps are taken until less is left
 LOG_LEAST, LOG_MOST = math.log(5e-324), math.log(np.finfo(np.float64).max)
 PLOT_GAP, PLOT_RISE = 0.02, 0.1  # standard deviations of ln x, logits: quantiles are read off nodes that lie closer
@@ -122,6 +122,16 @@ class _Steps:
     @cached_property
     def width(self) -> Float[np.ndarray, " i"]:
         return np.diff(self.y)
+
+    @cached_property
+    def divisor(self) -> Float[np.ndarray, " i"]:
+        """The widths, none of them 0."""
+        return np.maximum(self.width, LEAST_WIDTH)
+
+    @cached_property
+    def nearness(self) -> Float[np.ndarray, " j"]:
+        """What the slope before an inner node counts at the node: the more, the narrower that interval is."""
+        return self.divisor[1:] / (self.divisor[:-1] + self.divisor[1:])
 
     @cached_property
     def level(self) -> Bool[np.ndarray, " i"]:
@@ -233,19 +243,19 @@ def _anderson_darling(steps: _Steps, law: _Law) -> float:
     """n ∫ D²/(u(1 − u)) du = n ∫ D²/u du + n ∫ D²/(1 − u) du, D = u − F_n straight in u between nodes."""
     rises = law.log_u[1:] - law.log_u[:-1], law.log_v[:-1] - law.log_v[1:]
     near, far = np.concatenate([law.last, law.first]), np.concatenate([law.first, law.last])
-    inner = _inverse_area(np.fmax(np.concatenate(rises), 0.0), near, far)  # −inf less −inf is 0
+    inner = _inverse_area(np.fmax(np.concatenate(rises), LEAST_RISE), near, far)  # −inf less −inf is none
     tails = -law.log_v[0] - law.u[0] - law.log_u[-1] - np.exp(law.log_v[-1])
     return float(steps.n * (inner.sum() + tails))
 
 
 def _inverse_area(rise: np.ndarray, near: np.ndarray, far: np.ndarray) -> Float[np.ndarray, " i"]:
-    """∫_a^b D²/u du for D straight from `far` at a to `near` at b, rise = ln(b/a) ≥ 0: no a or b enters by itself.
+    """∫_a^b D²/u du for D straight from `far` at a to `near` at b, rise = ln(b/a) > 0: no a or b enters by itself.
 
     With q = 1 − a/b: near²·rise − 2·near·(near − far)·(rise/q − 1) + (near − far)²·(rise/q − 1 − q/2)/q.
     """
-    q, short = -np.expm1(-rise), rise < SMALL_STEP
-    once = np.where(short, rise * (1 / 2 + rise / 12), rise / q - 1)
-    twice = np.where(short, rise * (1 / 3 + rise / 12), (once - q / 2) / q)
+    q = -np.expm1(-rise)
+    once = np.where(rise < SMALL_STEP, rise * (1 / 2 + rise / 12), rise / q - 1)
+    twice = (once - q / 2) / q  # right to 1e-16, not of itself
     difference = near - far
     area = near * (near * rise - 2 * difference * once) + difference * difference * twice
     infinite = np.isinf(rise)
@@ -270,7 +280,7 @@ def _narrow(steps: _Steps, law: _Law) -> tuple[float, Int[np.ndarray, " g"], Boo
     if len(law.u) <= FEW_NODES:
         gaps = np.flatnonzero(steps.level)
     else:
-        bend, uncertain = _curvature(law.u, width)
+        bend, uncertain = _curvature(steps, law.u)
         area += bend * steps.level
         uncertain = np.where(crossed, np.abs(bend), 0) + uncertain
         wide = _all_but_the_least(uncertain * steps.level) | (width > WIDE_GAP)
@@ -281,18 +291,17 @@ def _narrow(steps: _Steps, law: _Law) -> tuple[float, Int[np.ndarray, " g"], Boo
     return float(area.sum()), gaps, crossed[gaps]
 
 
-def _curvature(u: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _curvature(steps: _Steps, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What a bent F adds to the trapezoids of F − F_n, −h²(f(b) − f(a))/12, and how far that may be off.
 
     f at a node comes from the slopes either side. Where F is smooth their mean over an interval is the slope inside, so
     an interval that its neighbours say nothing about stands out.
     """
-    slope = (u[1:] - u[:-1]) / np.maximum(width, LEAST_WIDTH)
-    before, after = width[:-1], width[1:]
-    inner = (after * slope[:-1] + before * slope[1:]) / np.maximum(before + after, LEAST_WIDTH)
+    slope = (u[1:] - u[:-1]) / steps.divisor
+    inner = slope[1:] + steps.nearness * (slope[:-1] - slope[1:])
     at_a, at_b = np.concatenate([slope[:1], inner]), np.concatenate([inner, slope[-1:]])
-    square = width * width
-    return square * (at_a - at_b) / 12, square * np.abs(at_a + at_b - 2 * slope) / 4
+    share = steps.width**2 / 12
+    return share * (at_a - at_b), 3 * share * np.abs(at_a + at_b - 2 * slope)
 
 
 def _all_but_the_least(errors: np.ndarray) -> np.ndarray:
@@ -335,7 +344,7 @@ def _gaps(steps: _Steps, law: _Law, gaps: np.ndarray, crossed: np.ndarray, cross
 def _area(cdf: Callable[[np.ndarray], np.ndarray], gaps: _Gaps) -> float:
     """Σ ∫|level − F| dy over the gaps: Simpson's rule, extrapolated; gaps are halved where halving changes it."""
     a, width, left, right, level = gaps.a, gaps.width, gaps.at_a, gaps.at_b, gaps.level
-    total = 0.0
+    total = left_over = 0.0
     for _ in range(ROUNDS):
         inner = np.abs(cdf(a + width * QUARTERS) - level)
         once = width / 6 * (left + 4 * inner[1] + right)
@@ -343,14 +352,13 @@ def _area(cdf: Callable[[np.ndarray], np.ndarray], gaps: _Gaps) -> float:
         change = twice - once
         off = _all_but_the_least(np.abs(change))
         total += float(np.sum((twice + change / 15)[~off]))
+        left_over = float(np.sum(twice[off]))
         if not off.any():
             break
         a, width, left, middle, right, level = (v[off] for v in (a, width / 2, left, inner[1], right, level))
         left, right = np.concatenate([left, middle]), np.concatenate([middle, right])
         a, width, level = np.concatenate([a, a + width]), np.tile(width, 2), np.tile(level, 2)
-    else:
-        total += float(np.sum(twice[off]))
-    return total
+    return total + left_over
 
 
 def _read_quantiles(steps: _Steps, law: _Law) -> tuple[Float[np.ndarray, " k"], Bool[np.ndarray, " k"]]:

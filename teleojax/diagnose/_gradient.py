@@ -97,11 +97,15 @@ class UtilityGradient:
         a gradient past the range of the type is its largest number, or half of that in float32 and float64.
         """
         out = "float32" if dtype == "int8" else dtype
-        most = float(_finfo(out).max)
+        most = float(ml_dtypes.finfo(float_dtype(out)).max)
+        sign = -1.0 if wrt == "value" else 1.0
         if dtype not in MANTISSA:
-            x = _pattern_magnitudes(dtype)[0] * scale
-            g = self._of_magnitude(x, wrt, most) * (_pattern_magnitudes(dtype)[1] if wrt == "value" else 1.0)
-            return ValueTable(dtype, out, (g + 0.0).astype(float_dtype(out)).view(pattern_dtype(out)))
+            x, y = _magnitudes(dtype)
+            g = self(y + math.log(scale)) / (x * scale if wrt == "value" else 1.0)
+            g = np.where(np.isfinite(x), np.clip(g, -most, most), 0.0)
+            # two's complement counts the negative half backwards, down from −128
+            both = np.concatenate((g[:128], sign * g[:0:-1]) if dtype == "int8" else (g, sign * g)) + 0.0
+            return ValueTable(dtype, out, both.astype(float_dtype(out)).view(pattern_dtype(out)))
         y, drop = _cell_edges(dtype)
         half = np.zeros((len(y), 2))
         with np.errstate(over="ignore"):
@@ -110,16 +114,9 @@ class UtilityGradient:
         half[1:-1, 0], half[1:-1, 1] = at_edges[1:-1], np.diff(at_edges[1:]) * 0.5**drop
         # one sign holds all exponents: the last of them are infinities and NaN
         entries = np.zeros((1 << (8 * float_dtype(dtype).itemsize - drop), 2), float_dtype(dtype))
-        for start, sign in ((0, 1.0), (len(entries) // 2, -1.0 if wrt == "value" else 1.0)):
-            entries[start : start + len(half)] = sign * half + 0.0  # no -0
+        entries[: len(half)] = half
+        entries[len(entries) // 2 :][: len(half)] = sign * half + 0.0  # no −0
         return ValueTable(dtype, out, entries)
-
-    def _of_magnitude(self, x: np.ndarray, wrt: str, most: float) -> np.ndarray:
-        """The gradient at |w| = x, 0 where x is 0 or not finite, within ±most."""
-        seen = np.isfinite(x) & (x > 0)
-        safe = np.where(seen, x, 1.0)
-        g = self(np.log(safe)) / (safe if wrt == "value" else 1.0)
-        return np.where(seen, np.clip(g, -most, most), 0.0)
 
     def summarise(self, stats: TensorStats, *, wrt: str = "log") -> GradientSummary:
         """Its distribution over the values counted, each cell of the histogram taken at its middle."""
@@ -236,11 +233,14 @@ def _score(density: LogDensity, y: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _pattern_magnitudes(dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """The magnitude (∞ for what is not finite) and the sign of every bit pattern of a type of at most 16 bits."""
-    values = pattern_values(dtype, np.arange(1 << (8 * pattern_dtype(dtype).itemsize)))
-    finite = np.isfinite(values)
-    return np.where(finite, np.abs(values), np.inf), np.where(finite, np.sign(values), 1.0)
+def _magnitudes(dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """|w| and ln|w| of the patterns without a sign of a type of at most 16 bits; ∞ and 0 for zero and what is not
+    finite. Of "int8" those of 0 to 128.
+    """
+    n = 1 << (8 * pattern_dtype(dtype).itemsize - 1)
+    x = np.arange(129.0) if dtype == "int8" else pattern_values(dtype, np.arange(n))
+    seen = np.isfinite(x) & (x > 0)
+    return np.where(seen, x, np.inf), np.log(np.where(seen, x, 1.0))
 
 
 @cache
@@ -250,8 +250,4 @@ def _cell_edges(dtype: str) -> tuple[np.ndarray, int]:
     infinity = int(np.asarray(np.inf, dtype).view(pattern_dtype(dtype))) & magnitude_mask(dtype)
     keys = np.arange(infinity >> drop)
     y = np.log(np.maximum(pattern_values(dtype, keys << drop), np.finfo(np.float64).smallest_subnormal))
-    return np.append(y, _finfo(dtype).maxexp * math.log(2)), drop
-
-
-def _finfo(dtype: str) -> Any:
-    return ml_dtypes.finfo(float_dtype(dtype))
+    return np.append(y, np.finfo(dtype).maxexp * math.log(2)), drop

@@ -1,4 +1,8 @@
-"""Mixture of two lognormals, in the order of mu."""
+"""Mixture of two lognormals, in the order of mu.
+
+The ratio of their sigmas is bounded, so that the likelihood has a maximum, whatever the scale of the values: Hathaway
+(1985), A constrained formulation of maximum-likelihood estimation for normal mixture distributions, Ann. Stat. 13.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,9 @@ from teleojax.families._quantile import quantile
 from teleojax.families._special import HALF_LOG_2PI, log_of
 
 LEAST_WEIGHT = 1e-3
+# of the sigmas: without a bound, the likelihood grows for ever as a component narrows on one value; fits condense values
+# into nodes up to 0.03 standard deviations apart, on one of which a component with a ratio of e⁵ would still settle
+LOG_RATIO = 4.0
 # weight, mean and standard deviation of either component, which together have mean 0 and variance 1 or nearly
 PEAKED = (0.5, -0.1, 0.6, 0.1, 1.28)  # a peak and wide flanks
 TWO_HUMPS = (0.5, -0.9, 0.43, 0.9, 0.43)
@@ -26,22 +33,28 @@ RIGHT_HUMP = (0.8, -0.4, 0.6, 1.6, 0.6)
 
 
 def _log_density(y: Array, theta: Array) -> Array:
-    """theta = (logit of the first weight, m₁, m₂, ln s₁, ln s₂)."""
-    z1, z2 = (y - theta[1]) * jnp.exp(-theta[3]), (y - theta[2]) * jnp.exp(-theta[4])
-    first = jax.nn.log_sigmoid(theta[0]) - theta[3] - 0.5 * z1 * z1
-    second = jax.nn.log_sigmoid(-theta[0]) - theta[4] - 0.5 * z2 * z2
+    """theta = (logit of the first weight, m₁, m₂, ½ ln(s₁s₂), ln(s₂/s₁))."""
+    log_s1, log_s2 = _log_sigmas(theta)
+    z1, z2 = (y - theta[1]) * jnp.exp(-log_s1), (y - theta[2]) * jnp.exp(-log_s2)
+    first = jax.nn.log_sigmoid(theta[0]) - log_s1 - 0.5 * z1 * z1
+    second = jax.nn.log_sigmoid(-theta[0]) - log_s2 - 0.5 * z2 * z2
     return jnp.logaddexp(first, second) - HALF_LOG_2PI
 
 
+def _log_sigmas(theta: Array) -> tuple[Array, Array]:
+    return theta[3] - 0.5 * theta[4], theta[3] + 0.5 * theta[4]
+
+
 def _constrain(theta: Array, centre: Array | float) -> dict[str, Array]:
-    weights, mus, sigmas = jax.nn.sigmoid(jnp.stack([theta[0], -theta[0]])), theta[1:3] + centre, jnp.exp(theta[3:5])
+    weights, mus = jax.nn.sigmoid(jnp.stack([theta[0], -theta[0]])), theta[1:3] + centre
+    sigmas = jnp.exp(jnp.stack(_log_sigmas(theta)))
     swap = theta[1] > theta[2]
     return {k: jnp.where(swap, v[::-1], v) for k, v in {"weights": weights, "mus": mus, "sigmas": sigmas}.items()}
 
 
 def _unconstrain(params: Params) -> tuple[np.ndarray, float]:
     (w1, w2), (m1, m2), (s1, s2) = params["weights"], params["mus"], params["sigmas"]
-    return np.asarray([math.log(w1 / w2), m1, m2, math.log(s1), math.log(s2)], np.float64), 0.0
+    return np.asarray([math.log(w1 / w2), m1, m2, 0.5 * math.log(s1 * s2), math.log(s2 / s1)], np.float64), 0.0
 
 
 def _starts(shape: Shape) -> np.ndarray:
@@ -50,7 +63,8 @@ def _starts(shape: Shape) -> np.ndarray:
     side = LEFT_HUMP if shape.skew < 0 else RIGHT_HUMP
     w, m1, s1, m2, s2 = np.asarray((middle, LEFT_TAIL, RIGHT_TAIL, side)).T
     columns = [np.log(w / (1 - w)), shape.sigma * m1, shape.sigma * m2]
-    return within(np.stack([*columns, np.log(shape.sigma * s1), np.log(shape.sigma * s2)], axis=1), BOUNDS)
+    middle = np.log(shape.sigma) + 0.5 * np.log(s1 * s2)
+    return within(np.stack([*columns, middle, np.log(s2 / s1)], axis=1), BOUNDS)
 
 
 def _arrays(params: Params) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -105,7 +119,7 @@ def _limit(params: Params) -> str | None:
     return "lognormal" if w.min() < LEAST_WEIGHT or skew**2 / 12 + kurtosis**2 / 48 < LIMIT_NATS else None
 
 
-BOUNDS = ((-12.0, 12.0), REAL, REAL, LOG_SPREAD, LOG_SPREAD)
+BOUNDS = ((-12.0, 12.0), REAL, REAL, LOG_SPREAD, (-LOG_RATIO, LOG_RATIO))
 LOGNORMAL_MIXTURE = Family(
     name="lognormal_mixture",
     parameters=("weights", "mus", "sigmas"),

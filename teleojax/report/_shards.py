@@ -117,9 +117,11 @@ class ShardWriter:
     def write(self, name: str, offset: int, values: np.ndarray) -> None:
         """Bytes of a tensor from byte `offset` of it on. Raises OSError."""
         shard = self._home[name]
-        view, position = values.data, shard.offsets[name] + offset
+        descriptor, view, position = self._descriptor(shard), values.data, shard.offsets[name] + offset
         while len(view):
-            n = os.pwrite(self._descriptor(shard), view, position)
+            n = os.pwrite(descriptor, view, position)
+            if hasattr(os, "posix_fadvise"):  # on its way to the disk while later values are computed
+                os.posix_fadvise(descriptor, position, n, os.POSIX_FADV_DONTNEED)
             view, position = view[n:], position + n
         self._account(shard, len(values))
 

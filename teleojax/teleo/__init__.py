@@ -1,10 +1,8 @@
 """The theory: utilities, equilibrium, flow, games, Hopfield networks and Boltzmann machines."""
 
 from teleojax.teleo._boltzmann import BoltzmannEquilibrium as BoltzmannEquilibrium
-from teleojax.teleo._boltzmann import GibbsAverages as GibbsAverages
 from teleojax.teleo._boltzmann import StateUtilities as StateUtilities
 from teleojax.teleo._boltzmann import boltzmann_equilibrium as boltzmann_equilibrium
-from teleojax.teleo._boltzmann import gibbs_sample as gibbs_sample
 from teleojax.teleo._boltzmann import spin_states as spin_states
 from teleojax.teleo._boltzmann import state_utilities as state_utilities
 from teleojax.teleo._density import DensityDistance as DensityDistance
@@ -21,6 +19,8 @@ from teleojax.teleo._flow import utility_flow as utility_flow
 from teleojax.teleo._games import Trajectory as Trajectory
 from teleojax.teleo._games import logit_dynamics as logit_dynamics
 from teleojax.teleo._games import replicator as replicator
+from teleojax.teleo._gibbs import GibbsAverages as GibbsAverages
+from teleojax.teleo._gibbs import gibbs_sample as gibbs_sample
 from teleojax.teleo._hopfield import HopfieldRun as HopfieldRun
 from teleojax.teleo._hopfield import Recall as Recall
 from teleojax.teleo._hopfield import hopfield_energy as hopfield_energy

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import shutil
 import signal
 import struct
@@ -17,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors
 import tflite
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -25,6 +25,7 @@ import teleojax as tj
 from teleojax.cli import run
 from teleojax.report import OutputError
 from teleojax.report._shards import INDEX, OutputTensor, plan_shards, refuse_output
+from teleojax.sources._safetensors import DTYPES
 from tests.arrays import PackedSource
 from tests.io.test_memory import MIB, ROOT, run_and_watch
 from tests.io.test_tflite import Tensor, build
@@ -56,12 +57,14 @@ def written(folder: Path) -> dict[str, np.ndarray]:
     """Everything in the files, read by the safetensors package as the index says."""
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     found: dict[str, np.ndarray] = {}
-    for name, file in index["weight_map"].items():
+    for file in sorted(set(index["weight_map"].values())):
         with safe_open(folder / file, "np") as f:
             assert f.metadata()["format"] == "pt"
-            found[name] = f.get_tensor(name)
-    held = [name for file in set(index["weight_map"].values()) for name in load_file(folder / file)]
-    assert sorted(held) == sorted(found)
+            assert set(f.keys()) == {name for name, home in index["weight_map"].items() if home == file}
+        for name, held in safetensors.deserialize((folder / file).read_bytes()):  # the package's NumPy lacks float8
+            kind = getattr(ml_dtypes, DTYPES[held["dtype"]][0], DTYPES[held["dtype"]][0])
+            found[name] = np.frombuffer(held["data"], kind).reshape(held["shape"])
+    assert sorted(found) == sorted(index["weight_map"])
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in found.values())
     assert {p.name for p in folder.iterdir()} == {INDEX, *index["weight_map"].values()}
     return found
@@ -78,7 +81,8 @@ def test_round_trip(tmp_path: Path, shard_bytes: int, wrt: str) -> None:
     save_file(params, tmp_path / "m.safetensors")
     out = tmp_path / "out"
     result = tj.write_gradient(tmp_path / "m.safetensors", out, wrt=wrt, shard_bytes=shard_bytes)
-    found, wanted = written(out), tj.utility_gradient(params, wrt=wrt)
+    # the statistics of the file: where rows begin in it moves the last bits of the moments
+    found, wanted = written(out), tj.utility_gradient(params, wrt=wrt, stats=result.report.measured, exclude="empty")
     assert set(found) == set(params) - {"h.1.ids", "h.1.empty"} == set(result.report)
     for name, gradient in found.items():
         assert (gradient.dtype, gradient.shape) == (params[name].dtype, params[name].shape)
@@ -86,7 +90,7 @@ def test_round_trip(tmp_path: Path, shard_bytes: int, wrt: str) -> None:
     assert result.report.summaries == tj.gradient_summary(tmp_path / "m.safetensors", wrt=wrt).summaries
     assert set(result.report.measured.skipped) == {"h.1.ids", "h.1.empty"}
     assert result.nbytes == sum(t.nbytes for t in found.values())
-    assert len(result.files) == {1: 8, 100_000: 2, 10**9: 1}[shard_bytes]
+    assert len(result.files) == {1: 8, 100_000: 3, 10**9: 1}[shard_bytes]
     assert all((out / file).stat().st_mode & 0o777 == 0o666 & ~umask() for file in result.files)
     assert out.stat().st_mode & 0o777 == 0o777 & ~umask()
     again = tj.write_gradient(tmp_path / "m.safetensors", tmp_path / "again", wrt=wrt, shard_bytes=shard_bytes)
@@ -124,13 +128,14 @@ def test_numpy_files(tmp_path: Path) -> None:
     matrix = np.asfortranarray(rng.standard_normal((300, 57, 4)).astype(np.float32))
     np.savez_compressed(tmp_path / "m.npz", w=matrix, v=rng.standard_normal(500))
     np.save(tmp_path / "w.npy", matrix)
-    wanted = tj.utility_gradient({"w": matrix})["w"]
     for path, names in ((tmp_path / "w.npy", {"w"}), (tmp_path / "m.npz", {"w", "v"})):
         out = tmp_path / f"{path.name}.gradient"
+        stats = tj.measure(path)
         tj.write_gradient(path, out)
         found = written(out)
         assert set(found) == names
-        assert np.array_equal(found["w"], wanted)
+        wanted = tj.utility_gradient({"w": matrix}, stats=stats)
+        assert np.array_equal(found["w"], wanted["w"])
 
 
 def test_quantised_integers_become_float32(tmp_path: Path) -> None:
@@ -215,9 +220,10 @@ def test_a_stream_needs_statistics(tmp_path: Path, model: Path) -> None:
         done = subprocess.run([*COMMAND, "-"], stdin=stream, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert json.loads(done.stdout)["name"] == "h.0.w"
+    stats = tj.measure(file)
     with file.open("rb") as stream:
-        tj.write_gradient(stream, out, stats=tj.measure(file))
-    assert np.array_equal(written(out)["h.0.w"], tj.utility_gradient(load_file(file))["h.0.w"])
+        tj.write_gradient(stream, out, stats=stats)
+    assert np.array_equal(written(out)["h.0.w"], tj.utility_gradient(load_file(file), stats=stats)["h.0.w"])
 
 
 def test_command_line(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,7 +263,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, model: Path, monkeypatch: py
         monkeypatch.setattr(Path, "rename", full(Path.rename, 0))
     else:
         name = "pwrite" if when == "write" else "fsync"
-        monkeypatch.setattr(os, name, full(getattr(os, name), 4 if when == "write" else 0))
+        monkeypatch.setattr(os, name, full(getattr(os, name), 2 if when == "write" else 0))
     with pytest.raises(OutputError, match="No space left on device") as caught:
         tj.write_gradient(model, tmp_path / "out")
     assert caught.value.exit_code == 3
@@ -295,15 +301,11 @@ def test_replacing_on_a_disk_that_breaks_keeps_the_earlier_directory(
     assert left_in(tmp_path) == ["model", "out"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
 def test_files_that_may_not_grow(tmp_path: Path, model: Path) -> None:
     """A real failure of a real process: files are limited to 1 MB, the result needs 2.4."""
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-
-    command = [*COMMAND, str(model), "-o", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
+    command = ["sh", "-c", 'ulimit -f 1000; exec "$@"', "sh", *COMMAND, str(model), "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr
     assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr
@@ -319,7 +321,7 @@ calls, pwrite = 0, os.pwrite
 def killed(*arguments):
     global calls
     calls += 1
-    if calls == 5:
+    if calls == 3:
         os.kill(os.getpid(), signal.{signal})
     return pwrite(*arguments)
 
@@ -341,7 +343,7 @@ def test_an_interrupted_run_leaves_no_directory(tmp_path: Path, model: Path, nam
     assert len(written(tmp_path / "out")) == 3
 
 
-def test_a_checkpoint_that_breaks_leaves_nothing(tmp_path: Path, model: Path) -> None:
+def test_a_checkpoint_that_breaks_leaves_nothing(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     np.savez_compressed(tmp_path / "m.npz", a=rng.standard_normal(30_000), b=rng.standard_normal(30_000))
     raw = bytearray((tmp_path / "m.npz").read_bytes())
@@ -350,16 +352,15 @@ def test_a_checkpoint_that_breaks_leaves_nothing(tmp_path: Path, model: Path) ->
     stats = tj.measure({"a": rng.standard_normal(100), "b": rng.standard_normal(100)})
     with pytest.raises(tj.InputError):
         tj.write_gradient(tmp_path / "m.npz", tmp_path / "out", stats=stats)
-    assert left_in(tmp_path) == ["m.npz", "model"]
+    assert left_in(tmp_path) == ["m.npz"]
     assert run(["gradient", str(tmp_path / "m.npz"), "-o", str(tmp_path / "out")]) == 4
     assert set(written(tmp_path / "out")) == {"a"}  # measured whole; the other is listed as failed
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="anonymous memory is read from Linux's /proc")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_bounded_memory(tmp_path: Path, dtype: str) -> None:
+def test_bounded_memory(tmp_path: Path) -> None:
     make = [sys.executable, str(ROOT / "scripts" / "make_checkpoint.py"), str(tmp_path / "model"), "--fast"]
-    options = ["--bytes", "768MiB", "--dtype", dtype, "--shards", "2", "--tensors", "60", "--shapes", "30"]
+    options = ["--bytes", "768MiB", "--dtype", "float32", "--shards", "2", "--tensors", "60", "--shapes", "30"]
     subprocess.run([*make, *options], check=True, capture_output=True)
     out, peak = run_and_watch([*COMMAND, str(tmp_path / "model"), "-o", str(tmp_path / "out")])
     assert len(out.splitlines()) == 60

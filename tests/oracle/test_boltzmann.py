@@ -17,13 +17,8 @@ import numpy as np
 import pytest
 
 import teleojax as tj
-from teleojax.teleo._boltzmann import (
-    GibbsAverages,
-    boltzmann_equilibrium,
-    gibbs_sample,
-    spin_states,
-    state_utilities,
-)
+from teleojax.teleo._boltzmann import boltzmann_equilibrium, spin_states, state_utilities
+from teleojax.teleo._gibbs import GibbsAverages, gibbs_sample
 from teleojax.teleo._hopfield import hopfield_energy, hopfield_update
 from tests.oracle.test_hopfield import network
 

@@ -371,6 +371,22 @@ def test_a_tail_family_is_not_asked_below_xmin() -> None:
         assert goodness_of_fit(histogram, strict, TWINS["pareto"][0]).w1_log < 0.2
 
 
+def test_what_is_kept_of_a_histogram_serves_no_other() -> None:
+    """Families and histograms in turn, each as if it came alone; coarse and lossless, all values and a tail."""
+    histograms = [histogram_of(drawn("pareto", n, np.float32)) for n in (40_000, 300, 30_000)]
+
+    def alone(histogram: BitHistogram, name: str) -> Goodness:
+        copy = BitHistogram(histogram.dtype, histogram.drop, histogram.keys, histogram.counts)
+        return goodness_of_fit(copy, FAMILIES[name], TWINS[name][0])
+
+    names = ("pareto", "weibull", "truncated_lognormal", "halfnormal")
+    want = {(i, name): alone(h, name) for i, h in enumerate(histograms) for name in names}
+    for i, name in [*want, *sorted(want, key=lambda pair: pair[1])]:
+        params = TWINS[name][0]
+        assert goodness_of_fit(histograms[i], FAMILIES[name], params) == want[i, name]
+        assert sup_distance(histograms[i], FAMILIES[name], params) == pytest.approx(want[i, name].ks, abs=1e-13)
+
+
 def test_nothing_to_compare_is_nan() -> None:
     law, histogram = FAMILIES["weibull"], histogram_of(np.asarray([0.1, 0.2]))
     for got in (

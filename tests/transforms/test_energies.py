@@ -9,8 +9,9 @@ import pytest
 from jax.test_util import check_grads
 
 from teleojax.engine import compiled
-from teleojax.teleo import _boltzmann
-from teleojax.teleo._boltzmann import boltzmann_equilibrium, gibbs_sample, state_utilities
+from teleojax.teleo import _gibbs
+from teleojax.teleo._boltzmann import boltzmann_equilibrium, state_utilities
+from teleojax.teleo._gibbs import gibbs_sample
 from teleojax.teleo._hopfield import hopfield_energy, hopfield_update
 from tests.oracle.test_hopfield import network, random_states
 
@@ -98,7 +99,7 @@ def test_sampling_vmaps_over_keys_and_temperatures() -> None:
     weights, bias = network(4)
     keys, temperatures = jax.random.split(jax.random.key(0), 3), jnp.asarray([0.5, 1.0, 2.0])
 
-    def sample(key: jax.Array, temperature: jax.Array) -> _boltzmann.GibbsAverages:
+    def sample(key: jax.Array, temperature: jax.Array) -> _gibbs.GibbsAverages:
         return gibbs_sample(key, weights, bias, temperature, 5, 40, 5)
 
     many = jax.vmap(sample)(keys, temperatures)
@@ -127,7 +128,7 @@ def test_gradients_of_the_free_energy_are_the_averages() -> None:
 def test_new_numbers_of_sweeps_do_not_retrace() -> None:
     weights, bias = network(4)
     gibbs_sample(jax.random.key(0), weights, bias, 1.0, 5, 10, 2)
-    run = compiled(_boltzmann._sample, "n_chains", "order")
+    run = compiled(_gibbs._sample, "n_chains", "order")
     before = run._cache_size()  # pyright: ignore[reportFunctionMemberAccess]
     gibbs_sample(jax.random.key(1), weights, 0.0, 2.5, 5, 33, 0)
     assert run._cache_size() == before  # pyright: ignore[reportFunctionMemberAccess]
