@@ -6,6 +6,7 @@ is in `extra_info` as share_of_copy, of which the aim is half; a summary's aim i
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -153,7 +154,10 @@ def test_checkpoint(checkpoint: Checkpoint, race: Runner, tmp_path: Path, benchm
         return len(tj.write_gradient(checkpoint.path, gradient, stats=measured, force=True).report)
 
     def copy() -> int:
-        shutil.copytree(checkpoint.path, copied, dirs_exist_ok=True)
+        shutil.copytree(checkpoint.path, copied)
+        for file in copied.iterdir():
+            with file.open("rb") as f:
+                os.fsync(f.fileno())
         return len(stats)
 
     make = partial(Contestant, expected=len(stats), n_values=n_values, n_bytes=checkpoint.n_bytes, rtol=0)
@@ -165,7 +169,7 @@ def test_checkpoint(checkpoint: Checkpoint, race: Runner, tmp_path: Path, benchm
     contestants = [
         make(SUBJECT, write, note="both passes, flushed to disk", prepare=clear),
         make("teleojax, measured before", partial(write, stats), note="one pass, flushed to disk", prepare=clear),
-        make(COPY, copy, note="shutil.copytree, not flushed", prepare=clear),
+        make(COPY, copy, note="shutil.copytree, flushed to disk", prepare=clear),
     ]
     race("gradient of a checkpoint", contestants, dtype="bfloat16", rounds=3, finish=share_of_copy(benchmark))
     clear()

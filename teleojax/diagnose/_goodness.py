@@ -20,10 +20,10 @@ LEAST_COMPLEMENT = 0.01  # of probability: above it 1 − u has two digits fewer
 TOLERANCE = 1e-6  # of a Wasserstein distance, in ln x
 FEW_NODES = 256  # up to so many nodes, every stretch between two of them is integrated with care
 WIDE_GAP = 0.05  # of ln x: such a stretch is, too
-ROUNDS = 40  # halvings
+ROUNDS = 40  # of halving
 QUARTERS = np.asarray([[0.25], [0.5], [0.75]])
 LEAST_WIDTH, LEAST_RISE = 1e-15, 1e-300  # of ln x, of a logarithm of u: in place of 0, to divide by
-# of ln x, from the last value outwards
+# places in ln x from the last value outwards, between which a tail is integrated
 TAIL_STEPS = np.concatenate([np.arange(0, 1, 0.125), np.arange(1, 4, 0.25), 2.0 ** np.arange(2, 10.1, 0.25)])
 TAIL_MASS = 1e-13  # steps are taken until less is left
 LOG_LEAST, LOG_MOST = math.log(5e-324), math.log(np.finfo(np.float64).max)

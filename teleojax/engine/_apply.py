@@ -128,7 +128,9 @@ def apply_to_leaves(leaves: Sequence[Any], tables: Iterable[ValueTable], *, dona
     with _chunks() as chunks:
         for leaf, table in zip(leaves, tables, strict=True):
             if isinstance(leaf, jax.Array):
-                yield _on_jax(leaf, table, donate, chunks)
+                with _precision(leaf.dtype):
+                    done = _on_jax(leaf, table, donate, chunks)
+                yield done
             else:
                 yield _on_numpy(leaf, table, chunks)
 
@@ -167,8 +169,7 @@ def _on_jax(leaf: jax.Array, table: ValueTable, donate: bool, chunks: _Chunks) -
         parts = _on_shards(leaf, table, chunks)
     else:
         run = _compile.compiled_table_of_array(donate=donate)
-        with _precision(leaf.dtype):
-            parts = [run(shard.data, table.entries) for shard in leaf.addressable_shards]
+        parts = [run(shard.data, table.entries) for shard in leaf.addressable_shards]
     if donate:
         leaf.delete()
     if len(parts) == 1 and not leaf.committed:

@@ -20,8 +20,8 @@ from teleojax.families._quantile import quantile
 from teleojax.families._special import HALF_LOG_2PI, log_of
 
 LEAST_WEIGHT = 1e-3
-# of the sigmas: without a bound, the likelihood grows for ever as a component narrows on one value; fits condense values
-# into nodes up to 0.03 standard deviations apart, on one of which a component with a ratio of e⁵ would still settle
+# Of the sigmas. Without a bound the likelihood grows for ever as a component narrows on one value. Fits condense values
+# into nodes up to 0.03 standard deviations apart: at a ratio of e⁵ a component would still settle on one of them.
 LOG_RATIO = 4.0
 # weight, mean and standard deviation of either component, which together have mean 0 and variance 1 or nearly
 PEAKED = (0.5, -0.1, 0.6, 0.1, 1.28)  # a peak and wide flanks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,9 @@ def utility_gradient(
     data. At arbitrage equilibrium it is 0 for every connection. With wrt="value", ∂ĥ/∂w = sign(w)/|w| · ∂ĥ/∂y.
 
     Every leaf keeps its kind (NumPy or JAX), shape, dtype and sharding; a sharded array is computed shard by shard.
-    Exact zeros, NaN and infinities have no logarithm: their gradient is 0. Results are those of a table: rounded to
-    nearest on types of at most 16 bits, within 4e-6 (wrt "value" 2e-5) of the gradient's scale on float32 and float64.
-    A result past the range of its type is the largest number, or half of that in float32 and float64.
+    Exact zeros, NaN and infinities have no logarithm: their gradient is 0. Results come from a table: rounded to
+    nearest on types of at most 16 bits, with a relative L2 error of 1e-5 on float32 and float64 (that of the density is
+    some 1e-2). A result past the range of its type is the largest number, or half of that in float32 and float64.
 
     Leaves that have no gradient are zeros of their own type: integers, booleans, complex numbers, tensors left out by
     `include`, `exclude` and `min_size`, and those without spread or with too few values for a density (see
@@ -268,7 +269,8 @@ def _zero(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return leaf
-        return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding if leaf.committed else None)
+        with jax.enable_x64(True) if leaf.dtype.itemsize >= 8 else nullcontext():
+            return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding if leaf.committed else None)
     if is_array(leaf):
         return leaf if leaf.dtype.kind in "OSUMm" else np.zeros_like(leaf)[() if isinstance(leaf, np.generic) else ...]
     return type(leaf)(0) if isinstance(leaf, bool | int | float | complex) else leaf

@@ -15,7 +15,7 @@ import struct
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,25 +112,25 @@ class ShardWriter:
         self._home = {tensor.name: shard for shard in shards for tensor in shard.tensors}
         self._left = {s.file: sum(t.nbytes for t in s.tensors) for s in shards}
         self._open: dict[str, int] = {}
+        self._reserved: set[str] = set()
         self._lock = threading.Lock()
 
     def write(self, name: str, offset: int, values: np.ndarray) -> None:
         """Bytes of a tensor from byte `offset` of it on. Raises OSError."""
         shard = self._home[name]
-        descriptor, view, position = self._descriptor(shard), values.data, shard.offsets[name] + offset
-        while len(view):
-            n = os.pwrite(descriptor, view, position)
-            if hasattr(os, "posix_fadvise"):  # on its way to the disk while later values are computed
-                os.posix_fadvise(descriptor, position, n, os.POSIX_FADV_DONTNEED)
-            view, position = view[n:], position + n
+        _write_all(self._descriptor(shard), values.data, shard.offsets[name] + offset)
         self._account(shard, len(values))
 
     def write_transposed(self, name: str, offset: int, values: np.ndarray) -> None:
         """Bytes of a tensor whose values come in Fortran order, from byte `offset` of that order on. Raises OSError."""
         shard = self._home[name]
-        self._descriptor(shard)
+        descriptor = self._descriptor(shard)
         tensor = next(t for t in shard.tensors if t.name == name)
         itemsize = float_dtype(tensor.dtype).itemsize
+        with self._lock:
+            if name not in self._reserved and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(descriptor, shard.offsets[name], tensor.nbytes)  # a full disk kills who writes a map
+                self._reserved.add(name)
         path, kind = self._folder / shard.file, np.dtype(f"u{itemsize}")
         mapped = np.memmap(path, kind, "r+", offset=shard.offsets[name], shape=tensor.shape)
         first = offset // itemsize
@@ -142,8 +142,8 @@ class ShardWriter:
             if shard.file not in self._open:
                 descriptor = os.open(self._folder / shard.file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
                 self._open[shard.file] = descriptor
-                os.truncate(descriptor, shard.size)
-                os.pwrite(descriptor, shard.header, 0)
+                os.ftruncate(descriptor, shard.size)
+                _write_all(descriptor, memoryview(shard.header), 0)
             return self._open[shard.file]
 
     def _account(self, shard: Shard, n_bytes: int) -> None:
@@ -198,9 +198,9 @@ def sharded_output(out: Path, shards: Sequence[Shard], *, force: bool = False) -
         os.umask(mask)
         temporary.chmod(0o777 & ~mask)
         _flush(index)
-        _flush(temporary)
+        _flush_folder(temporary)
         _rename(temporary, out)
-        _flush(out.parent)
+        _flush_folder(out.parent)
     except OSError as e:
         raise _not_written(out, e.strerror or str(e), needed) from e
     finally:
@@ -245,7 +245,21 @@ def _rename(temporary: Path, out: Path) -> None:
     except OSError:
         earlier.rename(out)
         raise
-    shutil.rmtree(earlier)
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _write_all(descriptor: int, view: memoryview, position: int) -> None:
+    while len(view):
+        n = os.pwrite(descriptor, view, position)
+        if hasattr(os, "posix_fadvise"):  # on its way to the disk while later values are computed
+            os.posix_fadvise(descriptor, position, n, os.POSIX_FADV_DONTNEED)
+        view, position = view[n:], position + n
+
+
+def _flush_folder(path: Path) -> None:
+    """Flush the names in a directory, where the file system lets directories be flushed."""
+    with suppress(OSError):
+        _flush(path)
 
 
 def _flush(path: Path) -> None:

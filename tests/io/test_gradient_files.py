@@ -89,6 +89,7 @@ def test_round_trip(tmp_path: Path, shard_bytes: int, wrt: str) -> None:
         assert np.array_equal(bits(gradient), bits(wanted[name])), name
     assert result.report.summaries == tj.gradient_summary(tmp_path / "m.safetensors", wrt=wrt).summaries
     assert set(result.report.measured.skipped) == {"h.1.ids", "h.1.empty"}
+    assert set(tj.measure(out)) == set(found)
     assert result.nbytes == sum(t.nbytes for t in found.values())
     assert len(result.files) == {1: 8, 100_000: 3, 10**9: 1}[shard_bytes]
     assert all((out / file).stat().st_mode & 0o777 == 0o666 & ~umask() for file in result.files)

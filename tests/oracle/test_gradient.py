@@ -14,6 +14,7 @@ from jax.test_util import check_grads
 
 import teleojax as tj
 from teleojax.diagnose import UtilityGradient, gradients
+from teleojax.engine import _compile
 from teleojax.engine._apply import _cuts, apply_to_leaves
 from teleojax.engine._compile import compiled_table_of_array
 from teleojax.kernels import tabulated
@@ -203,9 +204,28 @@ def test_layouts_and_kinds() -> None:
 def test_float64_arrays_of_jax() -> None:
     w = draw(30_000, "float64")
     with jax.enable_x64(True):
-        found = tj.utility_gradient({"w": jnp.asarray(w)})["w"]
+        of_jax, constant = jnp.asarray(w), jnp.ones(9, jnp.float64)
+        inside = tj.utility_gradient({"w": of_jax})["w"]
+    outside = tj.utility_gradient({"w": of_jax, "constant": constant})
+    for found in (inside, outside["w"]):
         assert found.dtype == jnp.float64
         assert np.array_equal(found, tj.utility_gradient([w])[0])
+    assert outside["constant"].dtype == jnp.float64
+
+
+def test_as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program of whole arrays that serves other devices, run on this one."""
+    trees = {dtype: jnp.asarray(draw(5000, dtype).reshape(50, 100)) for dtype in DTYPES if dtype != "float64"}
+    wanted = {wrt: tj.utility_gradient(trees, wrt=wrt) for wrt in ("log", "value")}
+    monkeypatch.setattr(_compile, "on_cpu", lambda: False)
+    stats = {name: tj.measure({name: np.asarray(x)})[name] for name, x in trees.items()}
+    for wrt, expected in wanted.items():
+        found = tj.utility_gradient(trees, wrt=wrt, stats=stats)
+        assert all(np.array_equal(found[name], expected[name]) for name in trees)
+        assert all(found[name].sharding == x.sharding for name, x in trees.items())
+    given = tj.utility_gradient(trees, stats=stats, donate=True)
+    assert all(np.array_equal(given[name], wanted["log"][name]) for name in trees)
+    assert all(x.is_deleted() for x in trees.values())
 
 
 def test_tied_leaves_and_donation() -> None:
