@@ -317,6 +317,8 @@ KILL = """
 import os, signal
 from teleojax import cli
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background inherits that it is ignored
+
 calls, pwrite = 0, os.pwrite
 
 def killed(*arguments):
