@@ -24,9 +24,12 @@ from conftest import Checkpoint, Runner, Sizes
 import teleojax as tj
 from teleojax.bench import SUBJECT, Contestant, Record, log_moments, weights
 from teleojax.bench._contestants import kernel_contestant, whole_calls
-from teleojax.bench._data import usable_cores
+from teleojax.bench._data import rows_of, usable_cores
+from teleojax.blocks import ROW
+from teleojax.blocks._plan import WINDOW_BYTES
 from teleojax.diagnose import UtilityGradient, gradients
 from teleojax.engine._apply import _Chunks, _Placed, apply_to_leaves
+from teleojax.engine._compile import compiled_table
 from teleojax.kernels import ValueTable
 
 COPY = "memory copy"
@@ -60,7 +63,23 @@ def copy_contestant(values: np.ndarray) -> Contestant:
     )
 
 
-def in_place_of(values: np.ndarray, table: ValueTable) -> Callable[[], np.ndarray]:
+def kernel_of(values: np.ndarray, table: ValueTable) -> Callable[[], list[jax.Array]]:
+    """The look-up alone, in calls of 64 MiB, each into the memory of its result of the run before."""
+    placed = _Placed.of(table)
+    rows = rows_of(values)
+    per_call = min(len(rows), WINDOW_BYTES // (ROW * rows.itemsize))
+    calls = [rows[a : a + per_call] for a in range(0, len(rows), per_call)]
+    results = [jnp.zeros(call.shape, placed.out_dtype) for call in calls]
+    kernel = compiled_table()
+
+    def run() -> list[jax.Array]:
+        results[:] = [kernel(result, call, placed.entries) for result, call in zip(results, calls, strict=True)]
+        return jax.block_until_ready(results)
+
+    return run
+
+
+def in_memory_of(values: np.ndarray, table: ValueTable) -> Callable[[], np.ndarray]:
     """The look-up with results in memory that is there already, as `write_gradient` hands them to the file system."""
     out = np.zeros_like(values)
     placed, raw = _Placed.of(table), out.view(np.uint8)
@@ -92,7 +111,7 @@ def share_of_copy(benchmark: Any) -> Callable[[list[Record]], list[Record]]:
 
 @pytest.mark.parametrize("dtype", RTOL)
 def test_gradient_of_every_value(dtype: str, race: Runner, sizes: Sizes, benchmark: Any) -> None:
-    values = weights(sizes.values, dtype)
+    values = whole_calls(weights(sizes.values, dtype))
     measured = tj.measure({"w": values})
     law = gradients(measured)["w"]
     table = law.table(dtype)
@@ -117,7 +136,10 @@ def test_gradient_of_every_value(dtype: str, race: Runner, sizes: Sizes, benchma
     make = partial(Contestant, n_values=len(values), n_bytes=values.nbytes, rtol=RTOL[dtype])
     small = partial(Contestant, n_values=len(sample), n_bytes=sample.nbytes, rtol=RTOL[dtype], expected=sample_expected)
     contestants = [
-        make(SUBJECT, in_place_of(values, table), expected, answer=at(places), note="looked up, memory used again"),
+        make(SUBJECT, kernel_of(values, table), expected, note="the look-up alone, results where those before were",
+             answer=lambda results: at(places)(np.concatenate(results).reshape(-1).view(values.dtype))),
+        make("teleojax, copied out", in_memory_of(values, table), expected, answer=at(places),
+             note="looked up in chunks, to memory that is there"),
         make("teleojax, new array", lambda: next(apply_to_leaves([values], [table])), expected, answer=at(places),
              note="looked up, a fresh array a run"),
         make("teleojax, measured too", lambda: tj.utility_gradient([values])[0], expected, answer=at(places),
