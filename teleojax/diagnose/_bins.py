@@ -46,9 +46,9 @@ def density_bins(histogram: BitHistogram, mu: float, sigma: float) -> Bins:
 
 
 def _cell_edges(histogram: BitHistogram, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Edges of cells, the one that begins at zero beginning at half the smallest number instead."""
+    """Edges of cells, the one that begins at zero beginning at the least magnitude instead."""
     lower, upper = histogram.edges(keys)
-    return np.maximum(lower, histogram.smallest / 2), upper
+    return np.maximum(lower, histogram.least), upper
 
 
 def _even_edges(low: float, high: float) -> Float[np.ndarray, " m"]:

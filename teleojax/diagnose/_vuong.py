@@ -86,7 +86,7 @@ def vuong(histogram: BitHistogram, first: Fitted, second: Fitted) -> VuongTest:
     if test.n == 0:
         return replace(test, status="empty", reason="no values")
     log_first, log_second = (_log_density(fitted, x, xmin) for fitted in (first, second))
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         difference, weight = log_first - log_second, counts / test.n
         mean = float(weight @ difference)
         omega = math.sqrt(float(weight @ (difference - mean) ** 2))

@@ -29,9 +29,8 @@ def intervals_of(counts: Sequence[CellCounts], centre: Float[np.ndarray, " tenso
     for c, origin in zip(counts, centre, strict=True):
         whole, share, high = c.lower > 0, c.counts / c.n, np.log(c.upper) - origin
         low = np.log(c.lower[whole]) - origin
-        half = (high[whole] - low)[:, None] / 2
-        middle = (high[whole] + low)[:, None] / 2
-        inside.append((middle + half * nodes, np.log(half * node_weights), share[whole]))
+        half = np.log1p((c.upper - c.lower)[whole] / c.lower[whole])[:, None] / 2  # also of a last bit's width
+        inside.append((low[:, None] + half + half * nodes, np.log(half * node_weights), share[whole]))
         edge = high[~whole][:, None]
         at_zero.append((edge - below, np.broadcast_to(np.log(below_weights), (len(edge), len(below))), share[~whole]))
     return Intervals(_stacked(inside, INSIDE_MULTIPLE), _stacked(at_zero, ZERO_MULTIPLE))

@@ -276,7 +276,8 @@ def _fit_of(family: Family, problem: _Problem, solved: Solved | None, lane: int)
     n, loglik = int(problem.n[lane]), float(solved.value[lane] - problem.offset[lane])
     params = {name: as_number(solved.params[name][lane]) for name in family.parameters}
     se = {name: as_number(solved.se[name][lane]) for name in family.parameters if name != "xmin"}
-    if any(np.any(np.asarray(value) == 0) for name, value in params.items() if name not in REAL_PARAMETERS):
+    sizes = [np.abs(np.asarray(value)) for name, value in params.items() if name not in REAL_PARAMETERS]
+    if not all(np.all((size > 0) & np.isfinite(size)) for size in sizes):  # past the range of floats
         return FamilyFit(family.name, {}, math.nan, math.nan, math.nan, "degenerate", n)
     limit = family.limit(params)
     low, high = np.asarray(family.bounds).T

@@ -45,8 +45,7 @@ def cells_of(histogram: BitHistogram) -> CellMoments:
         y = np.log(histogram.values())
         return CellMoments(y, np.zeros_like(y), share)
     lower, upper = histogram.edges()
-    least = histogram.smallest / 2 or histogram.smallest  # half of float64's is 0
-    low, high = np.log(np.maximum(lower, least)), np.log(upper)
+    low, high = np.log(np.maximum(lower, histogram.least)), np.log(upper)
     width, middle = high - low, (low + high) / 2
     # the mean of a density with slope p′ over a cell of width h lies p′h³/12 / mass from its middle
     height = share / width

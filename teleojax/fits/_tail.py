@@ -38,8 +38,7 @@ def find_tail(stats: TensorStats, xmin: float | None = None) -> Tail:
     if histogram is None:
         raise TypeError("statistics without a histogram have no tail")
     n, cells = histogram.n, cells_of(histogram)
-    least = histogram.smallest / 2 or histogram.smallest  # half of float64's is 0
-    edge = np.log(np.maximum(histogram.edges()[0], least))
+    edge = np.log(np.maximum(histogram.edges()[0], histogram.least))
     from_here = np.cumsum(histogram.counts[::-1])[::-1]  # values in this cell and all above
     bins = bin_starts((cells.mean - stats.moments.mean) / stats.moments.sigma)
     given = [] if xmin is None else np.flatnonzero(edge >= math.log(xmin) - 1e-9)[:1]

@@ -137,7 +137,7 @@ def fit_statistics(
         fits = _published(stats, found, options)
         if name in usable:
             record, reason = lognormal[name]
-            checks = check_families(stats, fits, record.kl_nats, options)
+            checks = check_families(name, stats, fits, record.kl_nats, options)
             results[name] = TensorFit(
                 **described, status="ok", reason=reason, stats=stats, lognormal=record, families=fits, checks=checks
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,23 +29,26 @@ class FamilyCheck:
 
 
 def check_families(
-    stats: TensorStats, fits: Mapping[str, FamilyFit], kl_lognormal: float, options: FitOptions
+    name: str, stats: TensorStats, fits: Mapping[str, FamilyFit], kl_lognormal: float, options: FitOptions
 ) -> dict[str, FamilyCheck]:
-    """A check of every family that has parameters; none without a histogram."""
+    """A check of every family at its maximum; none without a histogram. Replicates are drawn from the tensor's name."""
     checks: dict[str, FamilyCheck] = {}
     histogram, reference = stats.histogram, fits.get("lognormal")
     if histogram is None:
         return checks
-    for name, fit in fits.items():
-        if not fit.params:
+    seed = zlib.crc32(name.encode())
+    for family_name, fit in fits.items():
+        if not fit.maximised:
             continue
-        family = FAMILIES[name]
+        family = FAMILIES[family_name]
         compared = reference if reference is not None and reference.params and reference.n == fit.n else None
         kl = kl_lognormal + compared.loglik_per_value - fit.loglik_per_value if compared is not None else math.nan
-        test = bootstrap_test(stats, family, fit, replicates=options.bootstrap) if options.bootstrap else None
+        test = (
+            bootstrap_test(stats, family, fit, replicates=options.bootstrap, seed=seed) if options.bootstrap else None
+        )
         versus = None
-        if options.vuong and compared is not None and name != "lognormal":
+        if options.vuong and compared is not None and family_name != "lognormal":
             versus = vuong(histogram, (family, fit.params), (FAMILIES["lognormal"], compared.params))
         good = None if options.method == "interval" else goodness_of_fit(histogram, family, fit.params)
-        checks[name] = FamilyCheck(kl, good, test, versus)
+        checks[family_name] = FamilyCheck(kl, good, test, versus)
     return checks

@@ -103,7 +103,9 @@ class BitHistogram:
         if not self.lossless:
             upper = pattern_values(self.dtype, (keys + 1) << self.drop)
             lower = pattern_values(self.dtype, keys << self.drop)
-            return lower, np.where(np.isfinite(upper), upper, 2 * lower)
+            with np.errstate(over="ignore"):  # twice a number near the largest float64
+                last = np.minimum(2 * lower, np.finfo(np.float64).max)
+            return lower, np.where(np.isfinite(upper), upper, last)
         if self.dtype == "int8":
             return (keys - 0.5) * self.scale, (keys + 0.5) * self.scale
         value, below, above = (pattern_values(self.dtype, np.maximum(keys + i, 0)) for i in (0, -1, 1))
@@ -119,6 +121,13 @@ class BitHistogram:
             return pattern_values(self.dtype, self.keys)
         lower, upper = self.edges()
         return lower + (upper - lower) / 2
+
+    @property
+    def least(self) -> float:
+        """Where the cell that begins at zero is taken to begin: half the smallest magnitude, or that itself where half
+        of it is no number (float64).
+        """
+        return self.smallest / 2 or self.smallest
 
     @property
     def smallest(self) -> float:

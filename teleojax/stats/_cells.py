@@ -44,11 +44,12 @@ class CellCounts:
         lower, upper = histogram.edges()
         counts = histogram.counts
         if histogram.bits <= FEW_BITS and n_zero:
-            below = histogram.smallest / 2
+            below = histogram.least
             lower, upper = np.insert(np.maximum(lower, below), 0, 0.0), np.insert(upper, 0, below)
             counts = np.insert(counts, 0, n_zero)
         kept = (lower > 0) | (np.arange(len(lower)) == 0)
-        return CellCounts(np.where(kept, lower, histogram.smallest / 2), upper, counts)
+        lower = np.where(kept, lower, histogram.least)
+        return CellCounts(lower, np.maximum(upper, np.nextafter(lower, np.inf)), counts)  # subnormals of float64
 
     @staticmethod
     def from_codes(codes: np.ndarray, scale: np.ndarray | float, zero_point: np.ndarray | float = 0) -> CellCounts:

@@ -271,3 +271,42 @@ def test_one_family_needs_no_list(layers: dict[str, np.ndarray]) -> None:
     assert tj.fit(some, families="weibull").options == tj.fit(some, families=["weibull"]).options
     with pytest.raises(tj.UsageError, match="'gaussian'"):
         tj.fit(some, families="gaussian")
+
+
+LARGEST, LEAST = np.finfo(np.float64).max, 5e-324
+EXTREME = {
+    "subnormal": np.asarray([LEAST, 1.0, 2.0] * 20),
+    "subnormals": np.asarray([LEAST, 2 * LEAST, 1.0, 2.0] * 5000),
+    "largest": np.asarray([LARGEST, 1.0, 2.0] * 5000),
+}
+
+
+@pytest.mark.parametrize("method", ["mle", "interval", "histogram", "probability-plot"])
+def test_the_ends_of_float64_are_fitted_without_a_warning(method: str) -> None:
+    """Together with float32 values the few of float64 meet in coarse cells, the first of which begins at zero."""
+    values = {**EXTREME, "usual": RNG.standard_normal(5000).astype(np.float32)}
+    for result in tj.fit(values, method=method).group_by("model").values():
+        assert result.status == "ok"
+    for name, alone in EXTREME.items():
+        line = json.loads(tj.fit({name: alone}, method=method).jsonl().splitlines()[0], parse_constant=pytest.fail)
+        mean = np.mean(np.log(alone))
+        if method == "interval" and name != "largest":  # what is stored as the least number may have been any smaller
+            assert -400 < line["mu"] < mean
+        else:
+            assert line["mu"] == pytest.approx(mean, rel=1e-2)
+
+
+def test_checks_are_made_of_maxima_alone() -> None:
+    result = tj.fit({"w": EXTREME["largest"]}, families="all", vuong=True)["w"]
+    assert result.checks is not None
+    assert result.families is not None
+    assert set(result.checks) == {name for name, fit in result.families.items() if fit.maximised}
+
+
+def test_tensors_have_bootstrap_replicates_of_their_own(layers: dict[str, np.ndarray]) -> None:
+    values = next(iter(layers.values()))[:10]
+    report = tj.fit({str(i): values for i in range(4)}, bootstrap=39)
+    again = tj.fit({str(i): values for i in range(4)}, bootstrap=39)
+    found = [r.checks["halfnormal"].bootstrap for r in report.values() if r.checks]
+    assert len({test.p_value for test in found if test}) > 1
+    assert found == [r.checks["halfnormal"].bootstrap for r in again.values() if r.checks]
