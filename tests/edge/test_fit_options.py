@@ -310,3 +310,23 @@ def test_tensors_have_bootstrap_replicates_of_their_own(layers: dict[str, np.nda
     found = [r.checks["halfnormal"].bootstrap for r in report.values() if r.checks]
     assert len({test.p_value for test in found if test}) > 1
     assert found == [r.checks["halfnormal"].bootstrap for r in again.values() if r.checks]
+
+
+def test_the_gain_of_a_group_weighs_tensors_by_their_values() -> None:
+    sizes = {0: 4000, 1: 40_000}
+    report = tj.fit(
+        {f"layers.{i}.q_proj.weight": RNG.standard_t(3 + 9 * i, n).astype(np.float32) for i, n in sizes.items()}
+    )
+    gains = np.asarray([r.gain(r.best_bic) for r in report.values()])
+    assert abs(gains[0] - gains[1]) > 0.005
+    assert report.wins("role")["q"].gain_nats == pytest.approx(gains @ [1, 10] / 11)
+
+
+def test_universality_takes_the_errors_of_the_jackknife_where_they_are() -> None:
+    blocks = np.repeat(np.exp(RNG.standard_normal((2, 10))), 1000, axis=1)  # a scale of its own for every block
+    layers = {f"layers.{i}.q_proj.weight": (scale * RNG.standard_normal(10_000)) for i, scale in enumerate(blocks)}
+    values = {name: value.astype(np.float32) for name, value in layers.items()}
+    report = tj.fit(values, groups=10)
+    errors = [r.families["lognormal"].jackknife_se["mu"] for r in report.values() if r.families]
+    assert report.universality()["model"].mu.sampling_se == pytest.approx(np.mean(errors))
+    assert np.mean(errors) > 5 * tj.fit(values).universality()["model"].mu.sampling_se
