@@ -1,0 +1,148 @@
+"""`teleojax fit`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from teleojax.cli._options import Names, paths, reads, refuse_without_folder, selects, target_of
+from teleojax.cli._output import PIPED_WIDTH, emit, progress_bar, say_skipped, say_what_was_not_measured
+from teleojax.diagnose import LARGE
+from teleojax.families import FAMILIES
+from teleojax.report import (
+    DEFAULT_FAMILIES,
+    GROUPINGS,
+    METHODS,
+    Report,
+    finding,
+    fit,
+    report_table,
+    universality_table,
+    wins_table,
+)
+
+TEXT_WIDTH = 120  # columns of running text
+FORMATS = {"table": ".txt", "jsonl": ".jsonl", "csv": ".csv"}
+
+
+@click.command("fit")
+@paths
+@click.option("--families", type=Names(), default=",".join(DEFAULT_FAMILIES), show_default=True, metavar="A,B",
+              help=f"Families to compare with the lognormal: {', '.join(FAMILIES)}; or all.")  # fmt: skip
+@click.option("--method", type=click.Choice(METHODS), default="mle", show_default=True,
+              help="Maximum likelihood of values or of their rounding cells, or a published protocol.")  # fmt: skip
+@click.option("--group-by", type=click.Choice(GROUPINGS), default="tensor", show_default=True,
+              help="Merge the statistics of tensors before fitting; nothing is read twice.")  # fmt: skip
+@selects
+@click.option("--axis", multiple=True, type=int, metavar="N",
+              help="Fit once per index along this axis (0: per output neuron). May be repeated.")  # fmt: skip
+@click.option("--moments-only", is_flag=True, help="No histograms: no distance from equilibrium, twice the speed.")
+@click.option("--bins", type=click.IntRange(min=4), default=100, show_default=True, metavar="N",
+              help="Bins of the linear histogram of --method histogram.")  # fmt: skip
+@click.option("--grid", type=click.Choice(("npm-weibull",)), help="Bins of --method probability-plot; default: none.")
+@click.option("--xmin", type=click.FloatRange(min=0, min_open=True), metavar="X",
+              help="Where pareto and truncated_lognormal begin; default: searched for in each tensor.")  # fmt: skip
+@click.option("--groups", type=click.IntRange(min=2), metavar="G",
+              help="Standard errors by a jackknife over G contiguous blocks of each tensor as well.")  # fmt: skip
+@click.option("--bootstrap", type=click.IntRange(min=0), default=0, metavar="N",
+              help="Calibrated p of every family from N replicates (in jsonl and csv).")  # fmt: skip
+@click.option("--vuong", is_flag=True, help="Test every family against the lognormal (in jsonl and csv).")
+@click.option("--level", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.95, show_default=True,
+              help="Confidence of the intervals in the table.")  # fmt: skip
+@click.option("--universality", is_flag=True, help="A table of how mu and sigma spread over layers, by role or depth.")
+@click.option("--format", "form", type=click.Choice(tuple(FORMATS)),
+              help="Default: by the ending of the output file, else a table.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write here, whole or not at all, instead of standard output.")  # fmt: skip
+@reads
+def fit_command(
+    paths: tuple[str, ...],
+    group_by: str,
+    axis: tuple[int, ...],
+    moments_only: bool,
+    universality: bool,
+    form: str | None,
+    output: Path | None,
+    budget_bytes: int | None,
+    **options: Any,
+) -> int:
+    """Fit every tensor of PATH...: lognormal, distance from equilibrium, rival families.
+
+    PATH is a .safetensors, .npz, .npy or .tflite file, a directory of them (a Hugging Face sharded checkpoint is read
+    by its index), statistics that `teleojax measure` wrote, or - for a safetensors stream on standard input.
+
+    \b
+    teleojax fit model.safetensors
+    teleojax fit model-dir/ --group-by role
+    cat model.safetensors | teleojax fit - --format jsonl > model.jsonl
+
+    In the table, best is the family of lowest BIC and gain what it gains over the lognormal, in nats per value; kl nats
+    is the distance from arbitrage equilibrium in nats per connection (0 at equilibrium, 0.163 for an untrained Gaussian
+    layer), ks the largest gap between the distribution functions. With more families than two, a second table counts by
+    role the tensors that each family wins.
+    """
+    refuse_without_folder(output)
+    target = target_of(paths)
+    if axis:
+        return _fit_axis(target, axis, {o: options[o] for o in ("include", "exclude", "min_size")}, form, output)
+    with progress_bar() as progress:
+        report = fit(target, histogram=not moments_only, budget_bytes=budget_bytes, progress=progress, **options)
+    if options["bootstrap"] and any(s.moments.n > LARGE for s in report.measured.values()):
+        click.echo(f"teleojax: above {LARGE:,} values any p-value is small: read gain and ks first", err=True)
+    form = form or _format_of(output)
+    more = []
+    by = "depth" if group_by == "depth" else "role"
+    if len(report.options.families) > len(DEFAULT_FAMILIES):
+        more.append(wins_table(report.wins(by), by))
+    if universality:
+        more.append(universality_table(report.universality(by), by))
+    _write(report, report.group_by(group_by), form, output, more)
+    return say_what_was_not_measured(report.measured)
+
+
+def _format_of(output: Path | None) -> str:
+    by_ending = {ending: form for form, ending in FORMATS.items()}
+    return by_ending.get(output.suffix, "table") if output else "table"
+
+
+def _fit_axis(
+    target: object, axis: tuple[int, ...], select: dict[str, Any], form: str | None, output: Path | None
+) -> int:
+    form = form or (_format_of(output) if output else "jsonl")
+    if form == "table":
+        raise click.BadParameter("fits along an axis are written as jsonl or csv", param_hint="'--format'")
+    report = fit(target, axis=axis, **select)
+    emit(report.jsonl() if form == "jsonl" else report.csv(), output)
+    skipped = Counter(reason.split(":")[0] for reason in report.skipped.values())
+    say_skipped(skipped)
+    return 0
+
+
+def _write(whole: Report, shown: Report, form: str, output: Path | None, more: Sequence[Table]) -> None:
+    if form == "table":
+        with Path(os.devnull).open("w") as nowhere:  # printed to a string first: a file or a pipe gets it whole
+            terminal = sys.stdout.isatty() and output is None
+            console = Console(
+                file=nowhere, record=True, width=None if terminal else PIPED_WIDTH, force_terminal=terminal
+            )
+            totals = whole.summary
+            rate = f"{totals['bytes'] / 1e6:,.1f} MB in {totals['seconds']:.2f} s"
+            title = f"{totals['source']}: {totals['values']:,} values, {rate}"
+            console.print(report_table(shown, title, console.width))
+            for table in more:
+                console.print(table)
+            console.print(finding(whole), markup=False, highlight=False, width=min(console.width, TEXT_WIDTH))
+            text = console.export_text(styles=terminal)
+        if not terminal:
+            text = "".join(line.rstrip() + "\n" for line in text.splitlines())
+    else:
+        text = shown.jsonl() if form == "jsonl" else shown.csv()
+    emit(text, output)
