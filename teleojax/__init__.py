@@ -1,9 +1,12 @@
 """teleojax: exact statistics of every parameter of a trained network, and its distance from arbitrage equilibrium."""
 
+from teleojax import engine as engine
 from teleojax import teleo as teleo
 from teleojax._errors import CorruptInputError as CorruptInputError
 from teleojax._errors import InputError as InputError
 from teleojax._errors import MissingExtraError as MissingExtraError
+from teleojax._errors import OutputError as OutputError
+from teleojax._errors import ProcessLostError as ProcessLostError
 from teleojax._errors import TeleojaxError as TeleojaxError
 from teleojax._errors import UsageError as UsageError
 from teleojax._version import __version__ as __version__

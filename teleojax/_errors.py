@@ -49,7 +49,17 @@ class CorruptInputError(InputError):
     """An input was opened and is not what its own header says: truncated, overlapping, out of bounds."""
 
 
-class OutputClosedError(TeleojaxError):
-    """Whoever was reading the results stopped before all were written."""
+class OutputError(TeleojaxError):
+    """Results cannot be written: the disk is full, the place may not be written."""
 
     exit_code = 3
+
+
+class OutputClosedError(OutputError):
+    """Whoever was reading the results stopped before all were written."""
+
+
+class ProcessLostError(TeleojaxError):
+    """Another of the processes that work together has ended before its time."""
+
+    exit_code = 5

@@ -35,7 +35,7 @@ class Piece:
 class Window:
     """Storage bytes [start, stop) to have in memory at once, and the pieces to take from them.
 
-    `start` is a multiple of the window length, and so of every row.
+    `start` is a multiple of GRID_BYTES, and so of every row.
     """
 
     start: int
@@ -85,25 +85,34 @@ def _grid_cut(spec: TensorSpec, line: int) -> int:
     return line + (spec.offset - line) % (spec.nbytes // spec.size)
 
 
-def plan_windows(specs: Sequence[TensorSpec], length: int) -> list[Window]:
-    """Cover the tensors of one storage with windows of at most `length` bytes (a multiple of BLOCK_BYTES).
+def plan_windows(specs: Sequence[TensorSpec], length: int, start: int = 0, stop: int | None = None) -> list[Window]:
+    """Cover the tensors of one storage, or bytes [start, stop) of it, with windows of at most `length` bytes.
 
-    Windows without a tensor are left out. A tensor's pieces come in rising order and add up to the tensor. An
-    unaligned tensor may reach past a window's end by less than one value.
+    `length` is a multiple of BLOCK_BYTES. Windows without a tensor are left out. A tensor's pieces come in rising order
+    and add up to what of the tensor lies in the range. An unaligned tensor may reach past a window's end, and past
+    `stop`, by less than one value: a value belongs to where it begins.
     """
     pieces: dict[int, list[Piece]] = {}
     for index, spec in enumerate(specs):
-        start, stop = spec.offset, spec.offset + spec.nbytes
-        while start < stop:
-            number = start // length
-            cut = min(stop, _grid_cut(spec, (number + 1) * length))
-            pieces.setdefault(number, []).append(Piece(index, start, cut))
-            start = cut
+        at, end = clip(spec, start, stop)
+        while at < end:
+            number = at // length
+            cut = min(end, _grid_cut(spec, (number + 1) * length))
+            pieces.setdefault(number, []).append(Piece(index, at, cut))
+            at = cut
     windows = []
     for number in sorted(pieces):
         mine = tuple(sorted(pieces[number], key=lambda p: (p.start, p.tensor)))
-        windows.append(Window(number * length, max(p.stop for p in mine), mine))
+        begin = max(number * length, start // GRID_BYTES * GRID_BYTES)
+        windows.append(Window(begin, max(p.stop for p in mine), mine))
     return windows
+
+
+def clip(spec: TensorSpec, start: int, stop: int | None) -> tuple[int, int]:
+    """First and last byte of a tensor's values that begin in [start, stop); if there are none the last is not above."""
+    first, last = spec.offset, spec.offset + spec.nbytes
+    begin = first if first >= start else _grid_cut(spec, start)
+    return begin, last if stop is None or last <= stop else max(first, _grid_cut(spec, stop))
 
 
 def split_piece(spec: TensorSpec, piece: Piece) -> Split:

@@ -12,6 +12,8 @@ from teleojax.cli._bench import bench_command
 from teleojax.cli._fit import fit_command
 from teleojax.cli._gradient import gradient_command
 from teleojax.cli._measure import measure_command, merge_command
+from teleojax.cli._output import abandon
+from teleojax.cli._signals import Interrupted, ending
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -22,6 +24,7 @@ def cli() -> None:
     \b
     Exit status: 0 done · 2 usage · 3 input unreadable or corrupt
                  4 done, but some tensors could not be measured
+                 5 another process was lost · 130, 143 ended by a signal
     """
 
 
@@ -32,16 +35,19 @@ for _command in (fit_command, measure_command, merge_command, gradient_command, 
 def run(arguments: list[str]) -> int:
     """Run the command line and return its exit code; errors become one line on standard error."""
     try:
-        return cli.main(arguments, prog_name="teleojax", standalone_mode=False) or 0
+        with ending():
+            return cli.main(arguments, prog_name="teleojax", standalone_mode=False) or 0
     except click.ClickException as e:
         e.show()
-        return e.exit_code
-    except (click.Abort, KeyboardInterrupt):
+        code = e.exit_code
+    except (click.Abort, KeyboardInterrupt, Interrupted) as e:
         click.echo("teleojax: interrupted", err=True)
-        return 130
+        code = e.code if isinstance(e, Interrupted) else 130
     except TeleojaxError as e:
         click.echo(f"teleojax: error: {e}", err=True)
-        return e.exit_code
+        code = e.exit_code
+    abandon(code)
+    return code
 
 
 def main() -> None:

@@ -13,10 +13,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from teleojax.cli._options import Names, paths, reads, refuse_without_folder, selects, target_of
-from teleojax.cli._output import PIPED_WIDTH, emit, progress_bar, say_skipped, say_what_was_not_measured
+from teleojax.cli._options import Names, paths, reads, refuse_without_folder, selects, spreads, target_of
+from teleojax.cli._output import PIPED_WIDTH, emit, finish, leads, progress_bar, say_skipped
+from teleojax.cli._signals import stopping
 from teleojax.diagnose import LARGE
 from teleojax.families import FAMILIES
+from teleojax.fits import families_by_name
 from teleojax.report import (
     DEFAULT_FAMILIES,
     GROUPINGS,
@@ -25,6 +27,7 @@ from teleojax.report import (
     finding,
     fit,
     report_table,
+    statistics_of,
     universality_table,
     wins_table,
 )
@@ -63,6 +66,7 @@ FORMATS = {"table": ".txt", "jsonl": ".jsonl", "csv": ".csv"}
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
               help="Write here, whole or not at all, instead of standard output.")  # fmt: skip
 @reads
+@spreads
 def fit_command(
     paths: tuple[str, ...],
     group_by: str,
@@ -71,7 +75,14 @@ def fit_command(
     universality: bool,
     form: str | None,
     output: Path | None,
-    budget_bytes: int | None,
+    families: tuple[str, ...],
+    method: str,
+    bins: int,
+    grid: str | None,
+    xmin: float | None,
+    bootstrap: int,
+    vuong: bool,
+    level: float,
     **options: Any,
 ) -> int:
     """Fit every tensor of PATH...: lognormal, distance from equilibrium, rival families.
@@ -93,9 +104,16 @@ def fit_command(
     target = target_of(paths)
     if axis:
         return _fit_axis(target, axis, {o: options[o] for o in ("include", "exclude", "min_size")}, form, output)
-    with progress_bar() as progress:
-        report = fit(target, histogram=not moments_only, budget_bytes=budget_bytes, progress=progress, **options)
-    if options["bootstrap"] and any(s.moments.n > LARGE for s in report.measured.values()):
+    names = [f.name for f in families_by_name(families)]  # an unknown one is told before anything is read
+    with progress_bar() as progress, stopping() as stop:
+        measured = statistics_of(target, histogram=not moments_only, **options, progress=progress, stop=stop)
+    if not leads():
+        return finish(measured, stop)
+    report = fit(
+        measured, families=names, method=method, bins=bins, grid=grid, xmin=xmin,
+        bootstrap=bootstrap, vuong=vuong, level=level,
+    )  # fmt: skip
+    if bootstrap and any(s.moments.n > LARGE for s in report.measured.values()):
         click.echo(f"teleojax: above {LARGE:,} values any p-value is small: read gain and ks first", err=True)
     form = form or _format_of(output)
     more = []
@@ -105,7 +123,7 @@ def fit_command(
     if universality:
         more.append(universality_table(report.universality(by), by))
     _write(report, report.group_by(group_by), form, output, more)
-    return say_what_was_not_measured(report.measured)
+    return finish(measured, stop)
 
 
 def _format_of(output: Path | None) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from teleojax.cli._options import paths, reads, refuse_without_folder, selects, target_of, writes_statistics
-from teleojax.cli._output import progress_bar, say_what_was_not_measured
+from teleojax.cli._options import paths, reads, refuse_without_folder, selects, spreads, target_of, writes_statistics
+from teleojax.cli._output import finish, leads, progress_bar, say_what_was_not_measured
+from teleojax.cli._signals import stopping
 from teleojax.engine import load_statistics, measure, merge_measured
 from teleojax.report import save_statistics
 
@@ -20,6 +21,7 @@ from teleojax.report import save_statistics
               help="Keep the statistics of G contiguous blocks of each tensor as well, for a jackknife.")  # fmt: skip
 @writes_statistics
 @reads
+@spreads
 def measure_command(paths: tuple[str, ...], output: Path, **options: Any) -> int:
     """Measure PATH... once and keep the statistics: `fit`, `merge` and comparisons need no weights after that.
 
@@ -30,10 +32,11 @@ def measure_command(paths: tuple[str, ...], output: Path, **options: Any) -> int
     teleojax fit all.stats
     """
     refuse_without_folder(output)
-    with progress_bar() as progress:
-        measured = measure(target_of(paths), **options, progress=progress)
-    save_statistics(measured, output)
-    return say_what_was_not_measured(measured)
+    with progress_bar() as progress, stopping() as stop:
+        measured = measure(target_of(paths), **options, progress=progress, stop=stop)
+    if leads():
+        save_statistics(measured, output)
+    return finish(measured, stop)
 
 
 @click.command("merge")

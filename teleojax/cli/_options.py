@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
+
+from teleojax.engine import initialize
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -51,6 +54,34 @@ def selects(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def spreads(command: Command) -> Command:
+    """`resume` and `multiprocess`: whether work is kept, and shared. The others say which process this is."""
+
+    @wraps(command)
+    def joined(
+        *arguments: Any,
+        multiprocess: bool,
+        coordinator: str | None,
+        processes: int | None,
+        process_id: int | None,
+        **options: Any,
+    ) -> Any:
+        if multiprocess:
+            initialize(coordinator, processes, process_id)
+        return command(*arguments, multiprocess=multiprocess, **options)
+
+    for option in (
+        click.option("--process-id", type=click.IntRange(min=0), metavar="K", help="The number of this one."),
+        click.option("--processes", type=click.IntRange(min=1), metavar="N", help="How many there are."),
+        click.option("--coordinator", metavar="HOST:PORT", help="Where process 0 is; default: as Slurm or others say."),
+        click.option("--multiprocess", is_flag=True, help="Share the reading with others that run the same command."),
+        click.option("--resume", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+                     help="Keep finished tensors here, and go on from those that are there."),
+    ):  # fmt: skip
+        joined = option(joined)
+    return joined
 
 
 reads = click.option("--budget", "budget_bytes", type=Bytes(), metavar="BYTES",

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from teleojax._errors import OutputClosedError, printable
-from teleojax.engine import Measured
+from teleojax.cli._signals import Stop
+from teleojax.engine import Measured, gather
 from teleojax.report import write_atomically
 
 PARTIAL = 4  # exit code: done, but some tensors could not be measured
@@ -45,6 +47,27 @@ def say_what_was_not_measured(measured: Measured) -> int:
     for name, reason in measured.failed.items():
         click.echo(printable(f"teleojax: {name}: not measured: {reason}"), err=True)
     return PARTIAL if measured.failed else 0
+
+
+def leads() -> bool:
+    """Whether this process writes the results: the first of those that work together, and one alone."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def finish(measured: Measured, stop: Stop) -> int:
+    """Say what was not measured, once; wait until the other processes are done too; the exit code."""
+    code = say_what_was_not_measured(measured) if leads() else PARTIAL if measured.failed else 0
+    if jax.distributed.is_initialized():
+        gather(b"")
+    return stop.code or code
+
+
+def abandon(code: int) -> None:
+    """Where processes work together, end this one at once: the others, which wait for it, learn of it by that."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def say_skipped(skipped: Counter[str]) -> None:

@@ -8,11 +8,15 @@ Without histograms, 8- and 16-bit floats sum rows too, since that is faster than
 Whole rows are counted on the device where `n_bits` is not 0 (`add_counts` of the leading bits); whatever else the
 tensor holds comes as bit patterns (`add_values`). An accumulator that has `partials` gets, besides, the moments of all
 its rows and fragments, merged block by block, in rising order.
+
+Those of large tensors have a `state`, plain arrays, for a tensor that several processes read: the states, absorbed in
+the order of the bytes, make the accumulator that one process would have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 
 import numpy as np
 
@@ -22,6 +26,8 @@ from teleojax.stats import BitHistogram, LogMoments, Partials, TensorStats, care
 from teleojax.stats._bithist import COARSE_DROP, EXACT_SIZE, float_dtype, magnitude_mask, pattern_dtype
 
 SUMMED = frozenset({"float32", "bfloat16", *LAYOUTS})  # the types whose rows the fast kernel sums
+
+State = dict[str, np.ndarray]  # of an accumulator
 
 
 class WholeTensor:
@@ -61,6 +67,14 @@ class PatternCounts:
         """Counts of the leading `n_bits` bits of some whole rows."""
         self._counts += counts
 
+    def state(self) -> State:
+        """All that was added."""
+        return {"counts": self._counts}
+
+    def absorb(self, state: State) -> None:
+        """Add what another has, of later bytes."""
+        self._counts += state["counts"]
+
     def finish(self) -> TensorStats:
         """The statistics of all that was added."""
         return TensorStats.from_pattern_counts(self._dtype, self._counts, self._scale)
@@ -76,6 +90,15 @@ class Rows:
 
     def add_values(self, bits: np.ndarray) -> None:
         """Nothing: their moments come among the partials."""
+
+    def state(self) -> State:
+        """All that was added."""
+        merged = Partials.concatenate(self.partials)
+        return {f.name: getattr(merged, f.name) for f in fields(Partials)}
+
+    def absorb(self, state: State) -> None:
+        """Add what another has, of later bytes."""
+        self.partials.append(Partials(*(state[f.name] for f in fields(Partials))))
 
     def finish(self, moments: LogMoments) -> TensorStats:
         """The statistics of all that was added, `moments` being the partials merged."""
@@ -100,6 +123,15 @@ class RowsAndCounts(Rows):
     def add_counts(self, counts: np.ndarray) -> None:
         """Counts of the leading `n_bits` bits of some whole rows."""
         self._counts += counts
+
+    def state(self) -> State:
+        """All that was added."""
+        return {**super().state(), "counts": self._counts}
+
+    def absorb(self, state: State) -> None:
+        """Add what another has, of later bytes."""
+        super().absorb(state)
+        self._counts += state["counts"]
 
     def finish(self, moments: LogMoments) -> TensorStats:
         """The statistics of all that was added, `moments` being the partials merged."""

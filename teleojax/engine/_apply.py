@@ -23,7 +23,7 @@ import numpy as np
 
 from teleojax.blocks import ALIGNMENT, ROW, LoadedWindow, aligned_buffer, load_windows, plan_windows, window_bytes
 from teleojax.engine import _compile
-from teleojax.engine._measure import _cores
+from teleojax.engine._pass import cores
 from teleojax.kernels import ValueTable
 from teleojax.sources import Source, TensorSpec
 from teleojax.sources._index import by_storage
@@ -105,7 +105,7 @@ class _Chunks:
 
 @contextmanager
 def _chunks() -> Iterator[_Chunks]:
-    with ThreadPoolExecutor(_cores(), thread_name_prefix="teleojax-apply") as executor:
+    with ThreadPoolExecutor(cores(), thread_name_prefix="teleojax-apply") as executor:
         yield _Chunks(executor)
 
 

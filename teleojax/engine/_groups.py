@@ -16,6 +16,7 @@ from itertools import pairwise
 import numpy as np
 
 from teleojax.blocks import ROW
+from teleojax.blocks._plan import clip
 from teleojax.engine._accumulate import (
     SUMMED,
     Accumulator,
@@ -37,12 +38,18 @@ SHORT = 16 * ROW  # values up to which counting them by themselves is quicker th
 class Part:
     """What the engine accumulates as one: a tensor, or one stretch of it, with the tensor's name in either case.
 
-    The tensor comes in `n_parts` of these. `n_groups` is how many stretches this one is cut into at its end.
+    The tensor comes in `n_parts` of these and this is number `number`. `n_groups` is how many stretches this one is cut
+    into at its end.
     """
 
     spec: TensorSpec
+    number: int = 0
     n_parts: int = 1
     n_groups: int = 1
+
+    def bytes_in(self, span: tuple[int, int | None]) -> tuple[int, int]:
+        """First and last of its bytes whose values begin in a span of the storage; none if the last is not above."""
+        return clip(self.spec, *span)
 
     def accumulator(self, *, histogram: bool) -> Accumulator:
         """The accumulator for it, by type and size alone."""
@@ -77,8 +84,8 @@ def parts_of(specs: Iterable[TensorSpec], groups: int | None) -> Iterator[Part]:
         elif spec.size <= EXACT_SIZE:
             yield Part(spec, n_groups=groups)
         else:
-            for start, stop in pairwise([0, *group_ends(spec.size, groups)]):
-                yield Part(_stretch(spec, start, stop), n_parts=groups)
+            for number, (start, stop) in enumerate(pairwise([0, *group_ends(spec.size, groups)])):
+                yield Part(_stretch(spec, start, stop), number, groups)
 
 
 def _stretch(spec: TensorSpec, start: int, stop: int) -> TensorSpec:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from teleojax._errors import InputError, UsageError
-from teleojax.blocks import LoadedWindow, Piece, load_windows, plan_windows, window_bytes
-from teleojax.engine._accumulate import Accumulator, finish_all
-from teleojax.engine._groups import Part, ShortRows, held_bytes, parts_of
-from teleojax.engine._window import accumulate_window
+import jax
+
+from teleojax._errors import UsageError
+from teleojax.blocks import window_bytes
+from teleojax.blocks._share import shares
+from teleojax.engine._groups import Part, parts_of
+from teleojax.engine._journal import Journal
+from teleojax.engine._pass import Pass
+from teleojax.engine._resident import measure_resident, resident_leaves
+from teleojax.engine._rounded import with_cells
+from teleojax.engine._shares import agree, merge_shares
 from teleojax.sources import Source, TensorSpec, open_source
 from teleojax.sources._index import by_storage, natural_key
 from teleojax.stats import TensorStats
-
-HELD_BYTES = 1 << 25  # begun at once, of what tensors hold until they are complete
-IN_FLIGHT = 2  # windows begun before the first of them is collected: what the host does meanwhile stalls nothing
-
-
-_Begun = Callable[[], tuple[dict[str, TensorStats], int]]  # the tensors that a window completes, and its bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,10 @@ def measure(
     histogram: bool = True,
     groups: int | None = None,
     budget_bytes: int | None = None,
+    resume: str | Path | None = None,
+    multiprocess: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    stop: Callable[[], str | None] | None = None,
 ) -> Measured:
     """Read every selected parameter once: LogMoments and BitHistogram of each tensor.
 
@@ -133,10 +135,21 @@ def measure(
     own statistics are their merge: the same counts, moments equal up to rounding. Where the stretches end is a function
     of size and G alone. The results take up to G times the memory: with G = 20 about 1 MB a tensor, 4 MB in float16.
 
+    `resume` names a file to which the statistics of each finished tensor are appended, flushed to disk twice a second.
+    A run that was ended at any moment goes on where it was if the same call is made again, and ends with the same
+    numbers; of a checkpoint that has changed in between (size, time of change, header), or other `groups` or
+    `histogram`, the file is refused. `stop` is asked between blocks of 64 MiB: when it returns a reason, reading ends
+    and the tensors that are not finished are listed under `failed` with it.
+
+    With `multiprocess` every process that `teleojax.engine.initialize` has joined makes the same call on the same
+    checkpoint, reads a share of its bytes, and returns the same whole; the numbers do not depend on how many they are.
+    `progress` then counts the process's own share.
+
     Integer, empty and filtered tensors are listed under `skipped`. When a storage ends early or breaks, the tensors
     read whole before that are kept and the others listed under `failed`; if nothing at all could be measured the error
     is raised. Raises InputError and CorruptInputError for a source that cannot be read, UsageError for a bad pattern, a
-    budget too small or fewer than two groups.
+    budget too small, fewer than two groups, or a file to resume from that does not fit; OutputError when that file
+    cannot be written; ProcessLostError when another process has ended.
     """
     if groups is not None and groups < 2:
         raise UsageError(
@@ -148,106 +161,86 @@ def measure(
     source: Source = open_source(target)
     specs = {s.name: s for s in sorted(source.specs, key=lambda s: natural_key(s.name))}
     skipped = {name: reason for name, s in specs.items() if (reason := select.reason(s)) is not None}
-    wanted = tuple(s for s in source.specs if s.name not in skipped)
-    total, done = sum(s.nbytes for s in wanted), 0
-    stats: dict[str, TensorStats] = {}
-    failed: dict[str, str] = {}
-    error: InputError | None = None
-    stored = by_storage(wanted)
-    with (
-        ThreadPoolExecutor(1, thread_name_prefix="teleojax-read") as reader,
-        ThreadPoolExecutor(_cores(), thread_name_prefix="teleojax-count") as counters,
-    ):
-        begun: deque[_Begun] = deque()
+    wanted = {s.name: s for s in source.specs if s.name not in skipped}
+    rank, n_processes = (jax.process_index(), jax.process_count()) if multiprocess else (0, 1)
+    journal = None
+    if resume is not None:
+        journal = Journal(resume, source, {"groups": groups, "histogram": histogram}, process=rank)
+    stats = {name: s for name, s in journal.finished.items() if name in wanted} if journal else {}
+    if n_processes > 1:
+        agree(source, sorted(stats))
+    resident = resident_leaves(source, (s for name, s in wanted.items() if name not in stats))
+    parts = _parts(source, [s for name, s in wanted.items() if name not in stats and name not in resident], groups)
+    ranges = shares({storage: [p.spec for p in ps] for storage, ps in parts.items()}, n_processes)[rank]
+    done = sum(wanted[name].nbytes for name in stats)
+    spans = [part.bytes_in(span) for storage, span in ranges.items() for part in parts[storage]]
+    total = done + sum(wanted[name].nbytes for name in resident) + sum(max(0, end - begin) for begin, end in spans)
+    assembly = _Assembly(stats)
 
-        def collect(most: int) -> None:
-            """Complete begun windows, oldest first, until at most so many are left."""
-            nonlocal done
-            while len(begun) > most:
-                finished, n_bytes = begun.popleft()()
-                stats.update(finished)
-                done += n_bytes
-                if progress is not None:
-                    progress(done, total)
+    def found(part: Part, one: TensorStats) -> None:
+        tensor = assembly.add(part, one)
+        if tensor is not None and journal is not None:
+            journal.add(part.spec.name, tensor)
 
-        for storage in (s for s in source.storages if s in stored):
-            mine = tuple(parts_of(stored[storage], groups))
-            try:
-                for window, in_flight in _begin_storage(source, storage, mine, length, histogram, reader, counters):
-                    begun.append(window)
-                    collect(in_flight)
-            except InputError as e:  # what the storage held whole before it broke is kept
-                collect(0)
-                error = e
-                failed |= {s.name: str(e) for s in stored[storage] if s.name not in stats}
-        collect(0)
-    if error is not None and not stats:
-        raise error
+    def read(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+        if progress is not None:
+            progress(done, total)
+
+    with journal or nullcontext():
+        options: dict[str, Any] = {"groups": groups, "histogram": histogram, "multiprocess": n_processes > 1}
+        for spec, one in measure_resident(resident, wanted, **options):
+            (found if rank == 0 else assembly.add)(Part(spec), one)
+            read(spec.nbytes)
+        outcome = Pass(source, parts, ranges, length, histogram, found, read, stop or _never).run()
+        if n_processes > 1:
+            everything = [part for ps in parts.values() for part in ps]
+            outcome = merge_shares(outcome, everything, histogram=histogram)
+            for part in everything:
+                key = (part.spec.name, part.number)
+                if key in outcome.complete and part.spec.name not in outcome.failed:
+                    (found if rank == 0 else assembly.add)(part, outcome.complete[key])
+    if outcome.error is not None and not stats:
+        raise outcome.error
+    if histogram:
+        stats |= with_cells(source, wanted, stats)
     ordered = {name: stats[name] for name in specs if name in stats}
+    failed = {name: outcome.failed[name] for name in specs if name in outcome.failed}
     return Measured(source.name, specs, ordered, skipped, failed, time.perf_counter() - start)
 
 
-def _begin_storage(
-    source: Source,
-    storage: str,
-    parts: Sequence[Part],
-    length: int,
-    histogram: bool,
-    reader: Executor,
-    counters: Executor,
-) -> Iterator[tuple[_Begun, int]]:
-    """Begin one window after another; with each comes how many may be left begun when the next is asked for.
+class _Assembly:
+    """Parts of tensors as they arrive -> tensors, in `stats` as soon as they are whole."""
 
-    A window's results are collected once later ones have begun, so that the device never waits for the host. A window
-    of many tensors, or stretches of them, is begun in several goes: each of them has counts of its own.
-    """
-    specs = [part.spec for part in parts]
-    windows = plan_windows(specs, length)
-    last = {piece.tensor: number for number, window in enumerate(windows) for piece in window.pieces}
-    active: dict[int, Accumulator] = {}
-    stretches: dict[str, list[TensorStats]] = {}  # those complete of tensors that are not, in storage order
+    def __init__(self, stats: dict[str, TensorStats]) -> None:
+        self._stats = stats
+        self._arrived: dict[str, dict[int, TensorStats]] = {}
 
-    def begin(number: int, loaded: LoadedWindow, pieces: tuple[Piece, ...]) -> _Begun:
-        window = replace(loaded, window=replace(loaded.window, pieces=pieces))
-        collect = accumulate_window(window, specs, active, length, counters)
-        for piece in pieces:
-            if isinstance(short := active[piece.tensor], ShortRows):
-                short.add_piece(loaded.bytes_of(piece.start, piece.stop))
-
-        def end() -> tuple[dict[str, TensorStats], int]:
-            collect()
-            complete = [piece.tensor for piece in pieces if last[piece.tensor] == number]
-            finished = finish_all({str(t): active.pop(t) for t in complete})
-            stats: dict[str, TensorStats] = {}
-            for t in complete:
-                part, one = parts[t], finished[str(t)]
-                arrived = stretches.setdefault(part.spec.name, [])
-                arrived.append(one if histogram else _moments_alone(one))
-                if len(arrived) == part.n_parts:
-                    del stretches[part.spec.name]
-                    stats[part.spec.name] = arrived[0] if part.n_parts == 1 else TensorStats.from_groups(arrived)
-            return stats, sum(p.stop - p.start for p in pieces)
-
-        return end
-
-    with source.open(storage) as opened:
-        in_flight = IN_FLIGHT if opened.mapped else 1  # a buffer is filled again after the window after it
-        for number, loaded in enumerate(load_windows(opened, windows, length, reader)):
-            pieces, held = [], 0
-            for piece in loaded.window.pieces:
-                pieces.append(piece)
-                if piece.tensor not in active:
-                    active[piece.tensor] = parts[piece.tensor].accumulator(histogram=histogram)
-                    held += held_bytes(specs[piece.tensor], active[piece.tensor])
-                if held >= HELD_BYTES or piece is loaded.window.pieces[-1]:
-                    yield begin(number, loaded, tuple(pieces)), in_flight
-                    pieces, held = [], 0
+    def add(self, part: Part, one: TensorStats) -> TensorStats | None:
+        """Take a part, which may have come before; the tensor, if this makes it whole."""
+        name = part.spec.name
+        if name in self._stats:
+            return None
+        arrived = self._arrived.setdefault(name, {})
+        arrived[part.number] = one
+        if len(arrived) < part.n_parts:
+            return None
+        del self._arrived[name]
+        stretches = [arrived[number] for number in range(part.n_parts)]
+        self._stats[name] = stretches[0] if part.n_parts == 1 else TensorStats.from_groups(stretches)
+        return self._stats[name]
 
 
-def _moments_alone(stats: TensorStats) -> TensorStats:
-    return TensorStats(stats.moments, None, tuple(_moments_alone(g) for g in stats.groups))
+def _parts(source: Source, specs: list[TensorSpec], groups: int | None) -> dict[str, tuple[Part, ...]]:
+    """The parts in each storage that has any, in reading order."""
+    stored = by_storage(specs)
+    return {
+        storage: tuple(sorted(parts_of(stored[storage], groups), key=lambda part: part.spec.offset))
+        for storage in source.storages
+        if storage in stored
+    }
 
 
-def _cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _never() -> None:
+    """No reason to stop."""

@@ -1,6 +1,7 @@
 """Results: what is said of each tensor, groups, tables, files."""
 
 from teleojax.report._assemble import fit as fit
+from teleojax.report._assemble import statistics_of as statistics_of
 from teleojax.report._axis import AxisReport as AxisReport
 from teleojax.report._finding import finding as finding
 from teleojax.report._gradient import GradientFiles as GradientFiles
@@ -15,7 +16,6 @@ from teleojax.report._report import Report as Report
 from teleojax.report._result import LognormalFit as LognormalFit
 from teleojax.report._result import TensorFit as TensorFit
 from teleojax.report._shards import SHARD_BYTES as SHARD_BYTES
-from teleojax.report._shards import OutputError as OutputError
 from teleojax.report._table import report_table as report_table
 from teleojax.report._table import universality_table as universality_table
 from teleojax.report._table import wins_table as wins_table

@@ -71,7 +71,7 @@ def fit(
     options = FitOptions(names, method, bins, grid, xmin, bootstrap, vuong, level)
     if axis is not None:
         return AxisReport(*measure_axis(target, axis, Selection(**measure_options)), axis)
-    measured = _measured(target, measure_options)
+    measured = statistics_of(target, **measure_options)
     if any(s.histogram is None for s in measured.stats.values()):
         _refuse_without_histograms(options)
     described = {name: _describe(spec) for name, spec in measured.specs.items()}
@@ -87,7 +87,7 @@ def fit(
     return Report(results, measured, options)
 
 
-def _measured(target: Any, measure_options: dict[str, Any]) -> Measured:
+def statistics_of(target: Any, **measure_options: Any) -> Measured:
     """The statistics that `target` is, holds, or names a file of; else measured anew."""
     if isinstance(target, (str, Path)) and str(target) != "-" and is_statistics(Path(target)):
         chosen = {o: measure_options[o] for o in ("include", "exclude", "min_size") if o in measure_options}
@@ -108,7 +108,7 @@ def _describe(spec: TensorSpec) -> dict[str, Any]:
         "role": place.role,
         "depth": place.depth,
         "shape": spec.shape,
-        "dtype": spec.dtype,
+        "dtype": spec.stored_as or spec.dtype,
         "size": spec.size,
     }
 

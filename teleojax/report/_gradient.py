@@ -17,7 +17,7 @@ import numpy as np
 from teleojax._errors import InputError, UsageError
 from teleojax.diagnose import GradientSummary, Target, UtilityGradient, check_choices, gradients
 from teleojax.engine import Measured, Selection, apply_to_leaves, apply_to_source, measure
-from teleojax.report._assemble import _measured
+from teleojax.report._assemble import statistics_of
 from teleojax.report._shards import SHARD_BYTES, OutputTensor, plan_shards, refuse_output, sharded_output
 from teleojax.sources import PytreeSource, Source, TensorSpec, open_source
 from teleojax.sources._index import by_storage
@@ -134,7 +134,7 @@ def gradient_summary(
     Raises UsageError for another choice and for statistics without histograms; else as `measure`.
     """
     check_choices(density=density, wrt=wrt, target=target)
-    measured = _measured(params, measure_options)
+    measured = statistics_of(params, **measure_options)
     laws = gradients(measured, density=density, target=target)
     return _report(measured, laws, wrt)
 

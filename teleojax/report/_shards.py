@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from teleojax._errors import TeleojaxError, UsageError
+from teleojax._errors import OutputError, UsageError
 from teleojax.sources._safetensors import DTYPES
 from teleojax.stats._bithist import float_dtype
 
@@ -29,12 +29,6 @@ HEADER_ALIGNMENT = 64  # of the first value in a file: devices that read in plac
 SHARD_BYTES = 5 * 10**9  # the hub's usual shard
 INDEX = "model.safetensors.index.json"
 FORMAT_NAMES = {name: code for code, (name, _) in DTYPES.items()}
-
-
-class OutputError(TeleojaxError):
-    """Results could not be written: the disk is full, or broke. What had been written is gone."""
-
-    exit_code = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,7 +20,8 @@ class TensorSpec:
     `dtype` is the NumPy / ml_dtypes name ("float32", "bfloat16", "float8_e4m3fn", "int64", ...).
     `storage` names the storage that holds the values, contiguous in `order` and little-endian, from byte `offset` on.
     `skip` says why the tensor cannot be measured ("integer type int64", "empty"); None if it can.
-    Quantised integers stand for themselves times `scale`.
+    Quantised integers stand for themselves times `scale`. `stored_as` names how the file holds values that are read as
+    `dtype` ("q4_0" of float32); None where that is the same.
     """
 
     name: str
@@ -31,6 +33,7 @@ class TensorSpec:
     skip: str | None = None
     order: Literal["C", "F"] = "C"
     scale: float = 1.0
+    stored_as: str | None = None
 
     @property
     def size(self) -> int:
@@ -62,6 +65,15 @@ class Storage(Protocol):
         stop - start long) and returns its front; bytes before the position already reached are left as they are, and
         windows must come in rising order. Raises CorruptInputError when the bytes end early.
         """
+        ...
+
+
+@runtime_checkable
+class Rounded(Storage, Protocol):
+    """A storage of float32 values that were rounded to levels whose spacing it knows."""
+
+    def spacing(self, start: int, stop: int) -> np.ndarray | None:
+        """Of each value of bytes [start, stop), how far apart its levels lie; None where that is not known."""
         ...
 
 
@@ -101,6 +113,15 @@ def skip_reason(dtype: str, shape: tuple[int, ...]) -> str | None:
     if math.prod(shape) == 0:
         return "empty"
     return None
+
+
+def files_of(source: Source) -> tuple[Path, ...]:
+    """The files that a source was read from, whose sizes and times of change tell whether it is still the same.
+
+    Its `files` if it has them, else those of its storages that are named by a path; none for a stream or for arrays.
+    """
+    files: tuple[Path, ...] = getattr(source, "files", ())
+    return files or tuple(path for storage in source.storages if (path := Path(storage)).is_file())
 
 
 def by_storage(specs: Iterable[TensorSpec]) -> dict[str, list[TensorSpec]]:

@@ -20,8 +20,8 @@ ROOMS = (
 PUBLIC = {
     "AxisFit", "AxisReport", "BitHistogram", "CellCounts", "CorruptInputError", "FAMILIES", "Family",
     "FamilyFit", "GradientFiles", "GradientReport", "GradientSummary", "InputError", "LogMoments",
-    "LognormalFit", "Measured", "MissingExtraError", "Report", "Source", "TeleojaxError", "TensorFit",
-    "TensorSpec", "TensorStats", "UsageError", "fit", "gradient_summary", "load_statistics", "lognormal_gradient",
+    "LognormalFit", "Measured", "MissingExtraError", "OutputError", "ProcessLostError", "Report", "Source", "TeleojaxError", "TensorFit",
+    "TensorSpec", "TensorStats", "UsageError", "engine", "fit", "gradient_summary", "load_statistics", "lognormal_gradient",
     "measure", "merge", "merge_measured", "open_source", "save_statistics", "teleo", "utility_gradient",
     "write_gradient",
 }  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import teleojax as tj
-from teleojax.engine import _measure
+from teleojax.engine import _pass
 from teleojax.engine._groups import group_ends
 from teleojax.stats import LogMoments, TensorStats
 from tests.arrays import PackedSource
@@ -206,7 +206,7 @@ def test_neither_budget_nor_source_nor_the_order_of_work_changes_a_bit(monkeypat
     }
     plain, want = (dict(tj.measure(PackedSource(arrays, shift=24), groups=g)) for g in (None, 20))
     for held in (1 << 25, 1):  # stretches begun together, and one by one
-        monkeypatch.setattr(_measure, "HELD_BYTES", held)
+        monkeypatch.setattr(_pass, "HELD_BYTES", held)
         for stream in (False, True):
             tight = tj.measure(PackedSource(arrays, shift=24, stream=stream), groups=20, budget_bytes=64 << 20)
             assert dict(tight) == want
