@@ -109,6 +109,8 @@ class Journal:
                 self._write(MAGIC + record(pack(self._run)))
                 self._flush()
         except OSError as e:
+            if self._file is not None:
+                self._file.close()
             raise self._error(e) from e
         return self
 
