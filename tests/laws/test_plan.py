@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from teleojax import UsageError
 from teleojax.blocks import ROW, plan_frames, plan_windows, split_piece, window_bytes
-from teleojax.blocks._plan import BLOCK_BYTES, FRAME_ROWS, WINDOW_BYTES
+from teleojax.blocks._plan import BLOCK_BYTES, FRAME_ROWS, GRID_BYTES, WINDOW_BYTES
+from teleojax.blocks._share import CUT_BYTES, shares
 from teleojax.sources import TensorSpec
 
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float8_e4m3fn": 1}
@@ -111,3 +112,31 @@ def test_budget() -> None:
     assert window_bytes(1 << 40) == WINDOW_BYTES
     with pytest.raises(UsageError, match="at least 67108864 bytes"):
         window_bytes((64 << 20) - 1)
+
+
+@settings(deadline=None)
+@given(st.lists(LAYOUTS, min_size=1, max_size=3), st.sampled_from([1, 2, 3, 4, 16]))
+def test_shares_cover_each_tensor_once_and_are_even(layouts: list[Layout], n: int) -> None:
+    stored = {f"s{i}": lay_out(layout) for i, layout in enumerate(layouts)}
+    reached = {(storage, i): s.offset for storage, specs in stored.items() for i, s in enumerate(specs)}
+    owners: dict[tuple[str, int], set[int]] = {}
+    total = sum(s.nbytes for specs in stored.values() for s in specs)
+    runs = shares(stored, n)
+    assert len(runs) == n
+    for process, run in enumerate(runs):
+        mine = 0
+        for storage, (start, stop) in run.items():
+            for window in plan_windows(stored[storage], WINDOW_BYTES, start, stop):
+                assert window.start % GRID_BYTES == 0
+                for piece in window.pieces:
+                    tensor = storage, piece.tensor
+                    assert window.start - 8 < piece.start < piece.stop <= window.stop
+                    assert piece.start == reached[tensor]
+                    reached[tensor] = piece.stop
+                    owners.setdefault(tensor, set()).add(process)
+                    mine += piece.stop - piece.start
+        assert mine <= total / n + CUT_BYTES + BLOCK_BYTES
+    for storage, specs in stored.items():
+        for i, spec in enumerate(specs):
+            assert reached[storage, i] == spec.offset + spec.nbytes
+            assert spec.nbytes > CUT_BYTES or len(owners[storage, i]) == 1
