@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from jax import lax
 
+from teleojax.blocks import ROW
 from teleojax.engine._choose import counting_trials
-from teleojax.kernels import pattern_counts, row_fits, row_sums, tabulated
+from teleojax.kernels import RowSums, pattern_counts, row_fits, row_sums, tabulated
 from teleojax.stats._rows import FAR, NARROW, TINY
 
 # Reassociating sums is what lets XLA vectorise them on a CPU. NaN and inf are asked of the bits, never of floats, but
@@ -51,6 +52,52 @@ def compiled_pattern_counts(itemsize: int = 2, n_bits: int = 16) -> Callable[...
 def _counts_by_row() -> Callable[..., Any]:
     """`pattern_counts`, one program per item size and number of rows."""
     return jax.jit(pattern_counts, static_argnames="n_bits")
+
+
+@cache
+def compiled_shard_sums() -> Callable[..., Any]:
+    """`row_sums` of rows [first, first + n_rows) of an array on a device, cut out inside: nothing is copied.
+
+    Of (array, first, n_rows). One program per type, shape, device and number of rows.
+    """
+
+    def sums(array: jax.Array, first: jax.Array, *, n_rows: int) -> RowSums:
+        return row_sums(_patterns(_rows(array, first, n_rows)), dtype=array.dtype.name)
+
+    return jax.jit(sums, static_argnames="n_rows", compiler_options=_options())
+
+
+@cache
+def compiled_shard_counts(itemsize: int, n_bits: int) -> Callable[..., Any]:
+    """Counts of the leading `n_bits` bits in some of rows [first, first + n_rows) of an array on a device.
+
+    Of (array, first, own, stop, n_rows), with rows [own, stop) counted from `first`. No other rows are ever copied.
+    """
+    counts = compiled_pattern_counts(itemsize, n_bits)
+
+    def count(array: jax.Array, first: jax.Array, own: jax.Array, stop: jax.Array, *, n_rows: int) -> jax.Array:
+        return counts(_patterns(_rows(array, first, n_rows)), own, stop, n_bits=n_bits)
+
+    return jax.jit(count, static_argnames="n_rows")
+
+
+@cache
+def compiled_shard_rows() -> Callable[..., Any]:
+    """Rows [first, first + n_rows) of an array on a device, to be sent to the host. Of (array, first, n_rows)."""
+    return jax.jit(_rows, static_argnames="n_rows")
+
+
+@cache
+def compiled_shard_tail() -> Callable[..., Any]:
+    """The values of an array that its whole rows leave over, fewer than ROW."""
+    return jax.jit(lambda array: array.reshape(-1)[array.size // ROW * ROW :])
+
+
+def _rows(array: jax.Array, first: jax.Array, n_rows: int) -> jax.Array:
+    """Rows [first, first + n_rows) of an array's values in its own order. Rows, not values, fit 32-bit numbers."""
+    whole = array.size // ROW
+    rows = lax.slice(array.reshape(-1), (0,), (whole * ROW,)).reshape(whole, ROW)
+    return lax.dynamic_slice_in_dim(rows, first, n_rows)
 
 
 @cache

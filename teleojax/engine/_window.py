@@ -24,6 +24,8 @@ from teleojax.stats._bithist import float_dtype, pattern_dtype
 JOB_ROWS = 512  # rows one thread counts at a time: long enough to hide the call, short enough to share among threads
 CAREFUL_ROWS = 32  # rows done at once in float64: they and their temporaries stay in cache
 
+Device = Any  # a jax.Device, whose class type checkers cannot see
+
 
 @dataclass(frozen=True, slots=True)
 class _Span:
@@ -46,10 +48,11 @@ class _Fragment:
 @dataclass(frozen=True, slots=True)
 class _Called:
     """Rows that the device was asked to sum, and for each, which tensor it is of, where it begins in the storage and
-    how many zeros pad it. `wanted` are the rows that count, in the order of these arrays.
+    how many zeros pad it. `wanted` are the rows that count, in the order of these arrays. `rows[index]` are bit
+    patterns on the host.
     """
 
-    rows: np.ndarray
+    rows: Any
     sums: RowSums
     wanted: np.ndarray
     tensors: np.ndarray
@@ -90,11 +93,13 @@ def accumulate_window(
     accumulators: Mapping[int, Accumulator],
     length: int,
     threads: Executor,
+    device: Device | None = None,
 ) -> Callable[[], None]:
     """Begin adding everything that the window holds to the accumulators; the returned call completes it.
 
     Device work runs between the two, so whatever the host does in between costs nothing. `length` is the plan's window
-    length in bytes.
+    length in bytes. `device` is where the whole rows are worked on, by default JAX's default device; the numbers do not
+    depend on it.
     """
     spans: dict[str, list[_Span]] = {}
     fragments: dict[str, list[_Fragment]] = {}
@@ -108,7 +113,7 @@ def accumulate_window(
             spans.setdefault(spec.dtype, []).append(span)
         fragments.setdefault(spec.dtype, []).extend(_Fragment(piece.tensor, *ends) for ends in split.fragments)
     pending = [
-        _begin(loaded, dtype, spans.get(dtype, []), fragments[dtype], accumulators, length, threads)
+        _begin(loaded, dtype, spans.get(dtype, []), fragments[dtype], accumulators, length, threads, device)
         for dtype in fragments
     ]
 
@@ -127,6 +132,7 @@ def _begin(
     accumulators: Mapping[int, Accumulator],
     length: int,
     threads: Executor,
+    device: Device | None,
 ) -> Callable[[], None]:
     """Dispatch the device's calls for the tensors of one type; the returned call hands their results over."""
     bits = pattern_dtype(dtype)
@@ -148,7 +154,7 @@ def _begin(
                 for s in wanted
             ]
             own = [s for s in own if s.first < s.stop]
-            placed = _on_device(rows)
+            placed = _on_device(rows, device)
             if summed := [s for s in own if s.tensor in by_rows]:
                 index = np.concatenate([np.arange(s.first, s.stop) for s in summed])
                 owners = np.repeat([s.tensor for s in summed], [s.stop - s.first for s in summed])
@@ -248,12 +254,23 @@ def _bits_of(loaded: LoadedWindow, fragment: _Fragment, bits: np.dtype) -> np.nd
     return loaded.bytes_of(fragment.start, fragment.stop).copy().view(bits)
 
 
-def _on_device(rows: np.ndarray) -> np.ndarray | jax.Array:
+def working_devices() -> tuple[Device | None, ...]:
+    """The devices that windows go to in turn: all local ones.
+
+    None alone, which is JAX's default device, where there is only one or the caller has chosen a default. A program is
+    compiled for a device when the first window goes there, and so for no more devices than windows.
+    """
+    devices = jax.local_devices()
+    chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    return tuple(devices) if len(devices) > 1 and chosen is None else (None,)
+
+
+def _on_device(rows: np.ndarray, device: Device | None) -> np.ndarray | jax.Array:
     """The rows where the device reads them: a CPU in place, any other in a copy that arrives while others are in work.
 
     One copy serves every call on the frame.
     """
-    return rows if _compile.on_cpu() else jax.device_put(rows)
+    return rows if device is None and _compile.on_cpu() else jax.device_put(rows, device)
 
 
 def _begin_counting(rows: Any, span: _Span, n_bits: int, threads: Executor) -> list[Callable[[], np.ndarray]]:

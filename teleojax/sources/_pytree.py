@@ -8,24 +8,26 @@ from typing import Any
 import numpy as np
 
 from teleojax._errors import InputError
+from teleojax.sources._array_memory import ShardedMemory, on_host
 from teleojax.sources._index import TensorSpec, skip_reason
+from teleojax.sources._models import is_model, parameters_of
 from teleojax.sources._storage import Memory
+from teleojax.sources._torch_tensor import Elsewhere, Unread, is_tensor, read_tensor
 
 
 class PytreeSource:
     """The arrays of any pytree of NumPy and JAX arrays, named by their paths: {"h": [{"w": a}]} gives "h.0.w".
 
     A bare array is named "array"; a path that repeats gets "#1", "#2", ...; None vanishes. Leaves that are not arrays
-    (Python numbers, strings, functions) and random keys are listed as skipped. No value is copied here: opening a
+    (Python numbers, strings, functions) and random keys are listed as skipped. A PyTorch tensor is an array too, and a
+    live model of a known library (`_models`) stands for its parameters. No value is copied here: opening a
     storage makes a contiguous little-endian view, or a copy when the leaf is not that already (a JAX array on the CPU
-    is). Raises InputError for traced arrays and for arrays of which this process holds only a part.
+    is). `leaf` gives the array itself, to be worked on where it lies. Raises InputError for traced arrays.
     """
 
     def __init__(self, tree: Any, name: str = "pytree") -> None:
-        from jax.tree_util import tree_flatten_with_path
-
         try:
-            leaves = tree_flatten_with_path(tree)[0]
+            leaves = list(_flat(tree))
         except (TypeError, ValueError) as e:
             raise InputError(
                 name,
@@ -34,26 +36,51 @@ class PytreeSource:
                 remedy="Give dictionaries one type of key, and custom nodes a registration.",
             ) from e
         names = number_repeats(".".join(_key_name(k) for k in path) if path else "array" for path, _ in leaves)
-        specs = [(_spec(n, leaf, name), leaf) for n, (_, leaf) in zip(names, leaves, strict=True)]
+        seen: dict[Any, str] = {}
+        named = ((n, read_tensor(x, n, seen) if is_tensor(x) else x) for n, (_, x) in zip(names, leaves, strict=True))
+        specs = [(_spec(n, leaf, name), leaf) for n, leaf in named]
         self._arrays = {spec.storage: leaf for spec, leaf in specs if spec.skip is None}
         self.name = name
         self.specs = tuple(spec for spec, _ in specs)
         self.storages = tuple(spec.storage for spec in self.specs)
 
-    def open(self, storage: str) -> Memory:
-        """The leaf's bytes, none of a skipped leaf. Raises InputError when a JAX array has been deleted or donated."""
-        try:
-            array = np.asarray(self._arrays.get(storage, np.empty(0, np.uint8)))
-        except RuntimeError as e:
-            raise InputError(
-                f"{self.name}: leaf {storage!r}",
-                found=f"an array that cannot be read ({e})",
-                needed="an array that is still alive",
-                remedy="Keep the array: it was deleted or donated to a computation.",
-            ) from e
+    def leaf(self, storage: str) -> Any:
+        """The array itself, None of a skipped leaf."""
+        return self._arrays.get(storage)
+
+    def open(self, storage: str) -> Memory | ShardedMemory:
+        """The leaf's bytes, none of a skipped leaf.
+
+        Raises InputError when a JAX array has been deleted or donated, or is one of which this process holds only a
+        part.
+        """
+        import jax
+
+        leaf = self.leaf(storage)
+        if isinstance(leaf, jax.Array) and leaf.is_deleted():
+            raise self._error(storage, "a deleted array", "Keep the array: it was deleted or donated to a computation.")
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            remedy = "Gather it first: jax.experimental.multihost_utils.process_allgather(x, tiled=True)."
+            raise self._error(storage, "an array of which this process holds only a part", remedy)
+        if isinstance(leaf, jax.Array) and on_host(leaf) and len({str(s.index) for s in leaf.addressable_shards}) > 1:
+            return ShardedMemory(leaf)
+        array = np.asarray(np.empty(0, np.uint8) if leaf is None else leaf)
         if array.dtype.byteorder == ">":
             array = array.astype(array.dtype.newbyteorder("<"))
         return Memory(np.ascontiguousarray(array))
+
+    def _error(self, storage: str, found: str, remedy: str) -> InputError:
+        where, needed = f"{self.name}: leaf {storage!r}", "an array that this process can read in full"
+        return InputError(where, found=found, needed=needed, remedy=remedy)
+
+
+def _flat(tree: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Paths and leaves, those of every model in it among them."""
+    from jax.tree_util import tree_flatten_with_path
+
+    for path, leaf in tree_flatten_with_path(tree, is_leaf=is_model)[0]:
+        inner = _flat(parameters_of(leaf)) if is_model(leaf) else [((), leaf)]
+        yield from (((*path, *rest), value) for rest, value in inner)
 
 
 def number_repeats(names: Iterable[str]) -> Iterator[str]:
@@ -83,6 +110,11 @@ def is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray | np.generic)
 
 
+def is_read(target: Any) -> bool:
+    """Whether something that is no container is read: an array, a tensor, a model."""
+    return is_array(target) or is_tensor(target) or is_model(target)
+
+
 def _is_key(leaf: Any) -> bool:
     import jax
 
@@ -90,10 +122,11 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _spec(name: str, leaf: Any, tree: str) -> TensorSpec:
-    import jax
     from jax.core import Tracer
 
-    if not is_array(leaf):
+    if isinstance(leaf, Unread):
+        return TensorSpec(name, leaf.shape, leaf.dtype, name, 0, leaf.nbytes, leaf.reason)
+    if not (is_array(leaf) or isinstance(leaf, Elsewhere)):
         kind = type(leaf).__name__
         return TensorSpec(name, (), kind, name, 0, 0, f"not an array: {kind}")
     if isinstance(leaf, Tracer):
@@ -105,13 +138,6 @@ def _spec(name: str, leaf: Any, tree: str) -> TensorSpec:
         )
     if _is_key(leaf):
         return TensorSpec(name, tuple(leaf.shape), str(leaf.dtype), name, 0, 0, "a random key")
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        raise InputError(
-            f"{tree}: leaf {name!r}",
-            found="an array of which this process holds only a part",
-            needed="arrays that this process can address in full",
-            remedy="Gather it first: jax.experimental.multihost_utils.process_allgather(x, tiled=True).",
-        )
     shape, dtype = tuple(leaf.shape), leaf.dtype.name
     skip = "a masked array" if isinstance(leaf, np.ma.MaskedArray) else skip_reason(dtype, shape)
     return TensorSpec(name, shape, dtype, name, 0, leaf.size * leaf.dtype.itemsize, skip)
