@@ -68,12 +68,18 @@ class Storage(Protocol):
         ...
 
 
+ROUNDED_BYTES = 1024  # 256 float32 values: no type has larger blocks, and theirs divide it
+
+
 @runtime_checkable
 class Rounded(Storage, Protocol):
     """A storage of float32 values that were rounded to levels whose spacing it knows."""
 
     def spacing(self, start: int, stop: int) -> np.ndarray | None:
-        """Of each value of bytes [start, stop), how far apart its levels lie; None where that is not known."""
+        """Of each of the equal parts of bytes [start, stop), how far apart its levels lie; None if that is not known.
+
+        `start` and `stop` are multiples of ROUNDED_BYTES from the tensor's start, or its end.
+        """
         ...
 
 

@@ -56,12 +56,12 @@ class NpzSource:
     """The arrays of a `.npz` archive, named after their members.
 
     Stored members share one storage, the mapped archive; each compressed member is a storage of its own. Members that
-    are not `.npy` are listed as skipped. Raises InputError when the archive cannot be opened or holds no array
-    (a PyTorch archive, say), CorruptInputError when archive or header are malformed.
+    are not `.npy` are listed as skipped. Raises InputError when the archive cannot be opened or holds no array,
+    CorruptInputError when archive or header are malformed.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path, self.files = path, (path,)
         self._compressed: dict[str, zipfile.ZipInfo] = {}
         self.name = path.name
         try:
@@ -95,7 +95,7 @@ class NpzSource:
                 )
             seen.add(name)
             stored = member.compress_type == zipfile.ZIP_STORED
-            base = _stored_offset(f, member, size, where) if stored else 0
+            base = stored_offset(f, member, size, where) if stored else 0
             storage = str(self._path) if stored else f"{self._path}:{member.filename}"
             if not stored:
                 self._compressed[storage] = member
@@ -134,13 +134,6 @@ class NpzSource:
 def _require_arrays(path: Path, members: list[str]) -> None:
     if not members or any(m.endswith(".npy") for m in members):
         return
-    if any(m == "data.pkl" or m.endswith("/data.pkl") for m in members):
-        raise InputError(
-            path,
-            found="a PyTorch archive",
-            needed="a format that is read without unpickling",
-            remedy="Convert it: safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors').",
-        )
     raise InputError(
         path,
         found=f"a zip archive without .npy members (the first of {len(members)} is {members[0]!r})",
@@ -149,7 +142,7 @@ def _require_arrays(path: Path, members: list[str]) -> None:
     )
 
 
-def _stored_offset(f: io.BufferedReader, member: zipfile.ZipInfo, size: int, where: str) -> int:
+def stored_offset(f: io.BufferedReader, member: zipfile.ZipInfo, size: int, where: str) -> int:
     f.seek(member.header_offset)
     raw = f.read(LOCAL_HEADER.size)
     signature, n_name, n_extra = LOCAL_HEADER.unpack(raw) if len(raw) == LOCAL_HEADER.size else (b"", 0, 0)

@@ -14,43 +14,26 @@ from pathlib import Path
 from typing import Any, cast
 
 from teleojax._errors import InputError
-from teleojax.sources._index import Source, Storage, TensorSpec, natural_key
-from teleojax.sources._numpy import NpySource, NpzSource
+from teleojax.sources._compressed import open_stream
+from teleojax.sources._formats import FORMATS, HEAD_BYTES, KNOWN, format_of, reader
+from teleojax.sources._index import Source, Storage, TensorSpec, files_of, natural_key
+from teleojax.sources._models import is_foreign, unfolded
 from teleojax.sources._pytree import PytreeSource, is_array
-from teleojax.sources._safetensors import INDEX_SUFFIX, SafetensorsSource, SafetensorsStream
 from teleojax.sources._storage import ByteStream
-from teleojax.sources._tflite import TfliteSource
 
 STDIN = "-"
-KNOWN = "safetensors (a file, a directory, an index, a stream), .npy, .npz or .tflite"
-READERS = {
-    ".safetensors": lambda p: SafetensorsSource([p]),
-    ".npy": NpySource,
-    ".npz": NpzSource,
-    ".tflite": TfliteSource,
-}
-CONVERT = "Convert it to safetensors."
-FOREIGN = (  # content that is recognised in order to say what it is: (pattern at the start, what it is, remedy)
-    (rb"version https://git-lfs", "a Git LFS pointer, not the file itself", "Run: git lfs pull"),
-    (rb"(?i)\s*<(!doctype|html|\?xml)", "a web page", "The download failed; fetch the file itself."),
-    (rb"GGUF", "a GGUF file", CONVERT),
-    (rb"\x89HDF\r\n", "an HDF5 file (Keras)", CONVERT),
-    (rb"\x80[\x02-\x05][^\x00]", "a Python pickle (an old PyTorch file, say), which teleojax never loads", CONVERT),
-    (
-        rb"\x1f\x8b|\x28\xb5\x2f\xfd|\xfd7zXZ|BZh",
-        "a compressed file",
-        "Decompress it, or pipe it: zcat FILE | teleojax fit -",
-    ),
-)
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def open_source(target: Any) -> Source:
     """Open `target` as a source, reading headers only.
 
     `target` is a path, "-" for a safetensors stream on standard input, a binary stream of safetensors, a list of
-    paths and sources, a source (returned as it is), or a pytree of arrays. A directory is read through its
-    `*.safetensors.index.json`, else as its *.safetensors, else as its *.npz, *.npy and *.tflite together. In a list, a
-    tensor name that occurs in several paths is prefixed with the file's stem (as much of its path as tells them apart).
+    paths and sources, a source (returned as it is), a pytree of arrays or PyTorch tensors, or a live model (a PyTorch,
+    Keras or Flax NNX module, an Equinox module or Linen variables, which are pytrees). A directory is read in the
+    first format of the table (`_formats.FORMATS`) that is there: through its `*.safetensors.index.json`, else as its
+    *.safetensors, ..., at last as its *.npz, *.npy and *.tflite together. In a list, a tensor name that occurs in
+    several paths is prefixed with the file's stem (as much of its path as tells them apart).
 
     Raises InputError when a path does not exist, may not be opened or holds no known format, CorruptInputError when a
     file is not what its header says, MissingExtraError when a format needs a package that is not installed.
@@ -64,12 +47,12 @@ def open_source(target: Any) -> Source:
             raise _nothing("an empty list")
         return open_source(target[0]) if len(target) == 1 else MergedSource.of(target)
     if callable(getattr(target, "readinto", None)):
-        return SafetensorsStream(cast(ByteStream, target), "stream")
+        return open_stream(cast(ByteStream, target), "stream")
     from jax.tree_util import all_leaves
 
-    if target is None or (all_leaves([target]) and not is_array(target)):
+    if target is None or (all_leaves([target]) and not (is_array(target) or is_foreign(target))):
         raise _nothing(f"a value of type {type(target).__name__}")
-    return PytreeSource(target)
+    return PytreeSource(unfolded(target))
 
 
 class MergedSource:
@@ -99,6 +82,7 @@ class MergedSource:
                     remedy="Rename a file or a tensor.",
                 )
         self.name, self.specs, self.storages = name, tuple(specs), tuple(self._homes)
+        self.files = tuple(file for source in sources for file in files_of(source))
 
     @classmethod
     def of(cls, targets: Sequence[Any], name: str | None = None) -> MergedSource:
@@ -136,27 +120,24 @@ def _open_path(target: str | os.PathLike[Any]) -> Source:
     text = os.fsdecode(target)
     if text == STDIN:
         return _open_stdin()
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
-        raise InputError(
-            text,
-            found="a URL",
-            needed=f"a local path: {KNOWN}",
-            remedy=f"Download it, or: curl -L '{text}' | teleojax fit -",
-        )
+    if URL.match(text):
+        return _open_url(text)
     path = Path(text)
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             return _open_directory(path)
         if stat.S_ISFIFO(mode):
-            return SafetensorsStream(path.open("rb"), str(path), close=True)
+            return open_stream(path.open("rb"), str(path), close=True)
         if not stat.S_ISREG(mode):
             raise InputError(
                 path, found="a device or socket", needed=f"a file: {KNOWN}", remedy="Give a path to a file."
             )
         with path.open("rb") as f:
-            head = f.read(64)
+            head = f.read(HEAD_BYTES)
     except FileNotFoundError as e:
+        if (inner := reader("_orbax", "open_within")(path)) is not None:
+            return inner
         raise InputError(
             path, found="no such file or directory", needed=KNOWN, remedy="Check the path; nothing is downloaded."
         ) from e
@@ -167,50 +148,24 @@ def _open_path(target: str | os.PathLike[Any]) -> Source:
     except (OSError, ValueError) as e:  # a name too long, a loop of links; a zero byte in the name
         reason = (e.strerror if isinstance(e, OSError) else None) or str(e)
         raise InputError(repr(text), found=reason, needed="a readable path", remedy="Check the path.") from e
-    return _open_file(path, head)
+    return format_of(path, head).open(path)
 
 
-def _open_file(path: Path, head: bytes) -> Source:
-    if head.startswith(b"\x93NUMPY"):
-        return NpySource(path)
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return NpzSource(path)
-    if head[4:8] == b"TFL3":
-        return TfliteSource(path)
-    if path.name.endswith(INDEX_SUFFIX):
-        return SafetensorsSource.from_index(path)
-    if head[8:9] == b"{":  # after the length of the header
-        return SafetensorsSource([path])
-    for pattern, found, remedy in FOREIGN:
-        if re.match(pattern, head):
-            raise InputError(path, found=found, needed=KNOWN, remedy=remedy)
-    if path.suffix.lower() in READERS:  # which says what is wrong with it
-        return READERS[path.suffix.lower()](path)
-    found = f"content that begins with {head[:8]!r}" if head else "an empty file"
-    raise InputError(path, found=found, needed=KNOWN, remedy="Convert it to safetensors, or check the path.")
+def _open_url(url: str) -> Source:
+    return reader("_hub", "open_hub")(url) if url.startswith("hf://") else reader("_remote", "RemoteSource")(url)
 
 
 def _open_directory(path: Path) -> Source:
     entries = sorted((p for p in path.iterdir() if not p.name.startswith(".")), key=lambda p: natural_key(p.name))
     name = path.name if path.name not in ("", "..") else path.resolve().name or str(path)
-    indexes = [p for p in entries if p.name.endswith(INDEX_SUFFIX)]
-    usual = [p for p in indexes if p.name == f"model{INDEX_SUFFIX}"]
-    if len(indexes) == 1 or usual:
-        return SafetensorsSource.from_index((usual or indexes)[0], name=name)
-    if indexes:
-        raise InputError(
-            path,
-            found=f"{len(indexes)} indexes ({', '.join(p.name for p in indexes[:3])}, ...)",
-            needed="one index",
-            remedy="Give the path of the index to read.",
-        )
-    files = [p for p in entries if p.suffix.lower() in READERS and not p.is_dir()]
-    if shards := [p for p in files if p.suffix.lower() == ".safetensors"]:
-        return SafetensorsSource(shards, name=name)
-    if len(files) > 1:
-        return MergedSource.of(files, name)
-    if files:
-        return _open_path(files[0])
+    for known in FORMATS:
+        if known.recognises_directory is not None and known.open_directory is not None:
+            if known.recognises_directory(path, entries):
+                return known.open_directory(path, entries, name)
+            continue
+        alike = [f for f in FORMATS if f.together] if known.together else [known]
+        if files := [p for p in entries if any(f.has_suffix(p) for f in alike) and not p.is_dir()]:
+            return MergedSource.of(files, name) if len(files) > 1 else _open_path(files[0])
     shown = ", ".join([p.name for p in entries[:3]] + ["..."] * (len(entries) > 3))
     raise InputError(
         path,
@@ -226,7 +181,7 @@ def _open_stdin() -> Source:
         raise InputError(
             "stdin", found="no binary standard input", needed="a safetensors stream", remedy="Pipe one in."
         )
-    return SafetensorsStream(binary, "stdin")
+    return open_stream(binary, "stdin")
 
 
 def _nothing(found: str) -> InputError:

@@ -7,6 +7,7 @@ from teleojax.stats._careful import careful_rows as careful_rows
 from teleojax.stats._cells import CellCounts as CellCounts
 from teleojax.stats._logmoments import LogMoments as LogMoments
 from teleojax.stats._logmoments import Partials as Partials
+from teleojax.stats._rounded import RoundedCells as RoundedCells
 from teleojax.stats._rows import RowMoments as RowMoments
 from teleojax.stats._rows import row_moments as row_moments
 from teleojax.stats._tensor import TensorStats as TensorStats

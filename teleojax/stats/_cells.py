@@ -31,9 +31,7 @@ class CellCounts:
 
     def merge(self, other: CellCounts) -> CellCounts:
         """The counts of both; cells need not agree."""
-        return _gathered(
-            *(np.concatenate([getattr(c, f) for c in (self, other)]) for f in ("lower", "upper", "counts"))
-        )
+        return gathered(*(np.concatenate([getattr(c, f) for c in (self, other)]) for f in ("lower", "upper", "counts")))
 
     @staticmethod
     def from_histogram(histogram: BitHistogram, n_zero: int) -> CellCounts:
@@ -79,10 +77,10 @@ class CellCounts:
         )  # fmt: skip
         shared = np.exp(np.bincount(cell.reshape(-1), np.log(scale.reshape(-1))) / counts)
         half = keys[1] / 2
-        return _gathered(np.maximum(half - 0.5, 0) * shared, (half + 0.5) * shared, counts)
+        return gathered(np.maximum(half - 0.5, 0) * shared, (half + 0.5) * shared, counts)
 
 
-def _gathered(lower: np.ndarray, upper: np.ndarray, counts: np.ndarray) -> CellCounts:
+def gathered(lower: np.ndarray, upper: np.ndarray, counts: np.ndarray) -> CellCounts:
     """Cells in rising order, equal ones together."""
     cells, where = np.unique(np.stack([lower, upper]), axis=1, return_inverse=True)
     total = np.zeros(cells.shape[1], np.int64)

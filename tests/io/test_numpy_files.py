@@ -328,13 +328,11 @@ def test_members_that_are_no_arrays_are_listed_and_folders_are_not(tmp_path):
     assert read_values(source) == {"sub/a": np.ones(2).tobytes()}
 
 
-@pytest.mark.parametrize(
-    ("member", "word"), [("archive/data.pkl", "PyTorch"), ("data.pkl", "PyTorch"), ("x.json", "zip")]
-)
-def test_a_zip_that_is_no_npz_says_what_it_is(tmp_path, member, word):
+@pytest.mark.parametrize("member", ["archive/data.pkl", "x.json"])
+def test_a_zip_that_is_no_npz_says_what_it_is(tmp_path, member):
     with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
         archive.writestr(member, "x")
-    with pytest.raises(InputError, match=f"found a {word} archive") as e:
+    with pytest.raises(InputError, match=f"found a zip archive without .npy members.*{member}") as e:
         NpzSource(tmp_path / "a.pt")
     assert not isinstance(e.value, CorruptInputError)
 
