@@ -19,6 +19,7 @@ from teleojax.report import save_statistics
 @selects
 @click.option("--groups", type=click.IntRange(min=2), metavar="G",
               help="Keep the statistics of G contiguous blocks of each tensor as well, for a jackknife.")  # fmt: skip
+@click.option("--cells", is_flag=True, help="Keep the rounding cells of quantised blocks, for --method interval.")
 @writes_statistics
 @reads
 @spreads

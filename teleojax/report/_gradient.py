@@ -67,7 +67,8 @@ def utility_gradient(
             no more than one leaf is held twice.
 
     Raises UsageError for another choice, a path (see `write_gradient`), or statistics that lack a tensor; InputError
-    for traced or deleted arrays and for arrays of which this process holds only a part.
+    for traced or deleted arrays, and without `stats` for arrays of which this process holds only a part: measure those
+    with `measure(params, multiprocess=True)` first.
     """
     check_choices(density=density, wrt=wrt, target=target)
     if isinstance(params, str | os.PathLike | Source):

@@ -171,7 +171,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[tj.Report, tj.Repo
         x = tj.FAMILIES[law].sample(rng, params, N).reshape(-1, 1024)
         w = (x * rng.choice([-1, 1], x.shape)).astype(np.float32)
         tensors |= {f"{law} {kind}": (quantised(w, kind), T[kind]) for kind in WITHIN}
-    measured = tj.measure(write(tmp_path_factory.mktemp("law") / "m.gguf", tensors))
+    measured = tj.measure(write(tmp_path_factory.mktemp("law") / "m.gguf", tensors), cells=True)
     families = tuple(LAWS)
     return tj.fit(measured, families=families, method="interval"), tj.fit(measured, families=families)
 
@@ -194,23 +194,23 @@ def test_the_rounded_values_themselves_do_not(fitted: tuple[tj.Report, tj.Report
 
 def test_cells_survive_a_statistics_file_and_a_merge(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", {"w": (quantised(W, "Q4_0"), T.Q4_0)})
-    measured = tj.measure(path)
+    measured = tj.measure(path, cells=True)
     tj.save_statistics(measured, tmp_path / "s")
     back = tj.load_statistics(tmp_path / "s")
     assert back.specs["w"] == measured.specs["w"]
     for one in (measured["w"], back["w"]):
         assert one.cells.n == W.size
         assert one.merge(one).rounding_cells.n == 2 * W.size
-    assert tj.measure(path, histogram=False)["w"].cells is None
+    assert tj.measure(path)["w"].cells is None
 
 
 def test_groups_have_cells_of_their_own(tmp_path: Path) -> None:
     w = RNG.normal(0, 0.02, (30, 1056)).astype(np.float32)  # groups that do not end where blocks do
-    measured = tj.measure(write(tmp_path / "m.gguf", {"w": (quantised(w, "Q4_0"), T.Q4_0)}), groups=7)
+    measured = tj.measure(write(tmp_path / "m.gguf", {"w": (quantised(w, "Q4_0"), T.Q4_0)}), groups=7, cells=True)
     stats = measured["w"]
     assert [g.cells.n for g in stats.groups] == [g.moments.size for g in stats.groups]
     assert stats.without(0).cells.n == w.size - stats.groups[0].moments.size
-    alone = tj.measure(tmp_path / "m.gguf")["w"].cells
+    alone = tj.measure(tmp_path / "m.gguf", cells=True)["w"].cells
     for name in ("lower", "upper"):
         np.testing.assert_allclose(getattr(stats.cells, name), getattr(alone, name), rtol=1e-9)
     np.testing.assert_array_equal(stats.cells.counts, alone.counts)
@@ -222,7 +222,7 @@ def test_groups_have_cells_of_their_own(tmp_path: Path) -> None:
 def test_blocks_without_a_scale_stay_out_of_the_cells(tmp_path: Path) -> None:
     w = W.copy()
     w[0] = 0
-    stats = tj.measure(write(tmp_path / "m.gguf", {"w": (quantised(w, "Q8_0"), T.Q8_0)}))["w"]
+    stats = tj.measure(write(tmp_path / "m.gguf", {"w": (quantised(w, "Q8_0"), T.Q8_0)}), cells=True)["w"]
     assert stats.cells.n == w.size - 512
     assert stats.moments.n_zero >= 512
 
@@ -309,7 +309,7 @@ def test_every_truncation_and_mutation_ends_in_a_source_or_a_refusal(tmp_path: P
 def test_scales_that_are_no_numbers_are_counted_so(tmp_path: Path) -> None:
     blocks = quantised(W[:1], "Q8_0").copy()
     blocks[0, :2] = np.asarray([np.inf], np.float16).view(np.uint8)
-    stats = tj.measure(write(tmp_path / "m.gguf", {"w": (blocks, T.Q8_0)}))["w"]
+    stats = tj.measure(write(tmp_path / "m.gguf", {"w": (blocks, T.Q8_0)}), cells=True)["w"]
     assert stats.moments.n_nonfinite == 32
     assert stats.cells.n == 512 - 32
 

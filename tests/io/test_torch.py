@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import teleojax as tj
 from teleojax._errors import CorruptInputError, InputError, MissingExtraError, TeleojaxError
@@ -22,6 +21,8 @@ from teleojax.sources import _torch as reader
 from teleojax.sources._torch import TorchSource
 from tests.io.test_open import read_values
 from tests.reference import assert_moments
+
+torch = pytest.importorskip("torch")
 
 W = torch.from_numpy(np.random.default_rng(0).normal(0, 0.02, (40, 30)).astype(np.float32))
 MIXED = {

@@ -164,6 +164,31 @@ cli.main()
 """
 
 
+PARTLY_HELD = """
+import jax, numpy as np, teleojax as tj
+tj.engine.initialize()
+a = np.random.default_rng(0).standard_normal((64, 24_576)).astype(np.float32)
+sharding = jax.NamedSharding(jax.make_mesh((2,), ("x",)), jax.P("x"))
+array = jax.make_array_from_callback(a.shape, sharding, lambda index: a[index])
+stats = tj.measure({"w": array}, multiprocess=True)
+assert stats["w"] == tj.measure({"w": a})["w"]
+gradient = tj.utility_gradient({"w": array}, stats=stats)["w"]
+whole = tj.utility_gradient({"w": a}, stats=stats)["w"]
+assert gradient.sharding == sharding and len(gradient.addressable_shards) == 1
+assert all(np.array_equal(np.asarray(s.data), whole[s.index]) for s in gradient.addressable_shards)
+try:
+    tj.utility_gradient({"w": array})
+except tj.InputError as e:
+    assert "multiprocess=True" in str(e)
+else:
+    raise AssertionError("measured a part for the whole")
+"""
+
+
+def test_an_array_that_no_process_holds_in_full() -> None:
+    finish([*LAUNCH, "-n", "2", "--", sys.executable, "-c", PARTLY_HELD])
+
+
 def test_the_launcher_ends_the_others() -> None:
     program = "import os, sys, time\nif os.environ['JAX_PROCESS_ID'] == '1': sys.exit(7)\ntime.sleep(60)"
     start = time.monotonic()
