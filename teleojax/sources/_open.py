@@ -28,12 +28,13 @@ URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 def open_source(target: Any) -> Source:
     """Open `target` as a source, reading headers only.
 
-    `target` is a path, "-" for a safetensors stream on standard input, a binary stream of safetensors, a list of
-    paths and sources, a source (returned as it is), a pytree of arrays or PyTorch tensors, or a live model (a PyTorch,
-    Keras or Flax NNX module, an Equinox module or Linen variables, which are pytrees). A directory is read in the
-    first format of the table (`_formats.FORMATS`) that is there: through its `*.safetensors.index.json`, else as its
-    *.safetensors, ..., at last as its *.npz, *.npy and *.tflite together. In a list, a tensor name that occurs in
-    several paths is prefixed with the file's stem (as much of its path as tells them apart).
+    `target` is a path, a URL of safetensors ("https://...", "s3://...", "hf://org/name@revision"), "-" for a
+    safetensors stream (compressed or not) on standard input, a binary stream of safetensors, a list of paths and
+    sources, a source (returned as it is), a pytree of arrays or PyTorch tensors, or a live model (a PyTorch, Keras or
+    Flax NNX module, an Equinox module or Linen variables, which are pytrees). A directory is read in the first format
+    of the table (`_formats.FORMATS`) that is there: through its `*.safetensors.index.json`, else as its *.safetensors,
+    ..., at last as its *.npz, *.npy and *.tflite together. In a list, a tensor name that occurs in several paths is
+    prefixed with the file's stem (as much of its path as tells them apart).
 
     Raises InputError when a path does not exist, may not be opened or holds no known format, CorruptInputError when a
     file is not what its header says, MissingExtraError when a format needs a package that is not installed.

@@ -139,7 +139,7 @@ class SafetensorsStream:
 
     def __init__(self, file: ByteStream, name: str = "stdin", *, close: bool = False) -> None:
         self._file, self._close = file, close
-        self.specs, self._position, self._end = read_header(_reader(file, name), name, name)
+        self.specs, self._position, self.end = read_header(_reader(file, name), name, name)
         self.name, self.storages = name, (name,)
 
     def __del__(self) -> None:
@@ -156,10 +156,15 @@ class SafetensorsStream:
                 remedy="Save the stream to a file and give its path.",
             )
         self._opened = True
-        return _WholeStream(self._file, storage, self._position, self._end, self._close)
+        return self._begin(storage)
+
+    def _begin(self, storage: str) -> WholeStream:
+        return WholeStream(self._file, storage, self._position, self.end, self._close)
 
 
-class _WholeStream(Stream):
+class WholeStream(Stream):
+    """A stream that is read to byte `end` when it is left without an error; `close` closes the file then, or later."""
+
     def __init__(self, file: ByteStream, name: str, position: int, end: int, close: bool) -> None:
         super().__init__(file, name, position)
         self._end, self._close = end, close
@@ -182,21 +187,29 @@ def read_file_header(path: Path) -> tuple[TensorSpec, ...]:
         with path.open("rb") as f:
             size = f.seek(0, os.SEEK_END)
             f.seek(0)
-            specs, _, end = read_header(_reader(f, path, size), path, str(path), size)
+            return read_sized_header(f, path, str(path), size)
     except OSError as e:
         raise InputError(
             path, found=e.strerror or str(e), needed="a readable file", remedy="Check the path and its permissions."
         ) from e
+
+
+def read_sized_header(file: ByteStream, where: object, storage: str, size: int) -> tuple[TensorSpec, ...]:
+    """The tensors of a file that is read from its beginning and has `size` bytes, which they must cover exactly.
+
+    Raises CorruptInputError when its header does not describe it.
+    """
+    specs, _, end = read_header(_reader(file, where, size), where, storage, size)
     if size < end:
         raise CorruptInputError(
-            path,
+            where,
             found=f"{size} bytes",
             needed=f"{end} bytes ({end - size} missing)",
             remedy="The file is truncated: copy or download it again.",
         )
     if size > end:
         raise CorruptInputError(
-            path,
+            where,
             found=f"{size - end} bytes after the last tensor",
             needed=f"the end of the file at byte {end}",
             remedy="The header does not cover the file: write it again.",
@@ -323,6 +336,11 @@ def read_index(index: Path) -> dict[str, PurePosixPath]:
         raise InputError(
             index, found=e.strerror or str(e), needed="a readable file", remedy="Check the path and its permissions."
         ) from e
+    return parse_index(raw, index)
+
+
+def parse_index(raw: bytes, index: object) -> dict[str, PurePosixPath]:
+    """The map that the bytes of an index hold. Raises CorruptInputError."""
     if len(raw) > MAX_HEADER_BYTES:
         raise _malformed(index, "an index of more than 100 MB", "at most 100 MB")
     weight_map = load_json(raw, index, "index").get("weight_map")
@@ -331,7 +349,7 @@ def read_index(index: Path) -> dict[str, PurePosixPath]:
     return {name: _shard(index, name, file) for name, file in weight_map.items()}
 
 
-def _shard(index: Path, name: str, file: object) -> PurePosixPath:
+def _shard(index: object, name: str, file: object) -> PurePosixPath:
     where = f"{index}: tensor {_short.repr(name)}"
     parts = PurePosixPath(file).parts if isinstance(file, str) else ()
     if not isinstance(file, str) or not parts or "\0" in file or max(map(len, parts)) > MAX_FILE_NAME:

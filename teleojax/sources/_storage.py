@@ -13,6 +13,7 @@ from teleojax._errors import CorruptInputError, InputError
 
 ALIGNMENT = 64  # of memory that a device reads in place
 AHEAD_BYTES = 4 << 20  # a cold file is read into the page cache in pieces of this size
+PIECE_BYTES = 1 << 20  # a decompressor makes all of a piece before it copies it
 SKIP_BYTES = 1 << 20  # a gap in a stream is read and dropped in pieces of this size
 
 
@@ -128,7 +129,7 @@ class Stream:
         want = self.position + len(view)
         while len(view):
             try:
-                got = self._file.readinto(view)
+                got = self._file.readinto(view[:PIECE_BYTES])
             except Exception as e:  # a decompressor raises its own kinds (zlib.error, BadZipFile, OSError)
                 raise CorruptInputError(
                     self._name,
