@@ -2,6 +2,7 @@
 
 from teleojax import engine as engine
 from teleojax import teleo as teleo
+from teleojax import train as train
 from teleojax._errors import CorruptInputError as CorruptInputError
 from teleojax._errors import InputError as InputError
 from teleojax._errors import MissingExtraError as MissingExtraError
@@ -20,13 +21,16 @@ from teleojax.families import Family as Family
 from teleojax.fits import FamilyFit as FamilyFit
 from teleojax.kernels import lognormal_gradient as lognormal_gradient
 from teleojax.report import AxisReport as AxisReport
+from teleojax.report import Comparison as Comparison
 from teleojax.report import GradientFiles as GradientFiles
 from teleojax.report import GradientReport as GradientReport
 from teleojax.report import LognormalFit as LognormalFit
 from teleojax.report import Report as Report
 from teleojax.report import TensorFit as TensorFit
+from teleojax.report import compare as compare
 from teleojax.report import fit as fit
 from teleojax.report import gradient_summary as gradient_summary
+from teleojax.report import load_report as load_report
 from teleojax.report import save_statistics as save_statistics
 from teleojax.report import utility_gradient as utility_gradient
 from teleojax.report import write_gradient as write_gradient

@@ -9,6 +9,7 @@ import click
 from teleojax._errors import TeleojaxError
 from teleojax._version import __version__
 from teleojax.cli._bench import bench_command
+from teleojax.cli._compare import compare_command
 from teleojax.cli._fit import fit_command
 from teleojax.cli._gradient import gradient_command
 from teleojax.cli._measure import measure_command, merge_command
@@ -28,7 +29,7 @@ def cli() -> None:
     """
 
 
-for _command in (fit_command, measure_command, merge_command, gradient_command, bench_command):
+for _command in (fit_command, measure_command, merge_command, compare_command, gradient_command, bench_command):
     cli.add_command(_command)
 
 

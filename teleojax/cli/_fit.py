@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.constrain import Constrain
 from rich.table import Table
+from rich.text import Text
 
 from teleojax.cli._options import Names, paths, reads, refuse_without_folder, selects, spreads, target_of
-from teleojax.cli._output import PIPED_WIDTH, emit, finish, leads, progress_bar, say_skipped
+from teleojax.cli._output import console_text, emit, finish, leads, progress_bar, say_skipped, table_width
 from teleojax.cli._signals import stopping
 from teleojax.diagnose import LARGE
 from teleojax.families import FAMILIES
@@ -27,13 +26,14 @@ from teleojax.report import (
     finding,
     fit,
     report_table,
+    require_parquet,
     statistics_of,
     universality_table,
     wins_table,
 )
 
 TEXT_WIDTH = 120  # columns of running text
-FORMATS = {"table": ".txt", "jsonl": ".jsonl", "csv": ".csv"}
+FORMATS = {"table": ".txt", "jsonl": ".jsonl", "csv": ".csv", "parquet": ".parquet"}
 
 
 @click.command("fit")
@@ -104,9 +104,13 @@ def fit_command(
     target = target_of(paths)
     if axis:
         return _fit_axis(target, axis, {o: options[o] for o in ("include", "exclude", "min_size")}, form, output)
+    form = form or _format_of(output)
+    if form == "parquet":
+        _check_parquet(output)
     names = [f.name for f in families_by_name(families)]  # an unknown one is told before anything is read
     with progress_bar() as progress, stopping() as stop:
-        measured = statistics_of(target, histogram=not moments_only, **options, progress=progress, stop=stop)
+        options |= {"histogram": not moments_only, "cells": method == "interval"}
+        measured = statistics_of(target, **options, progress=progress, stop=stop)
     if not leads():
         return finish(measured, stop)
     report = fit(
@@ -115,7 +119,6 @@ def fit_command(
     )  # fmt: skip
     if bootstrap and any(s.moments.n > LARGE for s in report.measured.values()):
         click.echo(f"teleojax: above {LARGE:,} values any p-value is small: read gain and ks first", err=True)
-    form = form or _format_of(output)
     more = []
     by = "depth" if group_by == "depth" else "role"
     if len(report.options.families) > len(DEFAULT_FAMILIES):
@@ -135,7 +138,7 @@ def _fit_axis(
     target: object, axis: tuple[int, ...], select: dict[str, Any], form: str | None, output: Path | None
 ) -> int:
     form = form or (_format_of(output) if output else "jsonl")
-    if form == "table":
+    if form not in ("jsonl", "csv"):
         raise click.BadParameter("fits along an axis are written as jsonl or csv", param_hint="'--format'")
     report = fit(target, axis=axis, **select)
     emit(report.jsonl() if form == "jsonl" else report.csv(), output)
@@ -144,23 +147,24 @@ def _fit_axis(
     return 0
 
 
+def _check_parquet(output: Path | None) -> None:
+    """Before anything is read: it is no text, and it needs a package."""
+    require_parquet()
+    if output is None:
+        raise click.BadParameter("parquet is written to a file: give -o FILE", param_hint="'--format'")
+
+
 def _write(whole: Report, shown: Report, form: str, output: Path | None, more: Sequence[Table]) -> None:
+    if form == "parquet" and output is not None:
+        shown.to_parquet(output)
+        return
     if form == "table":
-        with Path(os.devnull).open("w") as nowhere:  # printed to a string first: a file or a pipe gets it whole
-            terminal = sys.stdout.isatty() and output is None
-            console = Console(
-                file=nowhere, record=True, width=None if terminal else PIPED_WIDTH, force_terminal=terminal
-            )
-            totals = whole.summary
-            rate = f"{totals['bytes'] / 1e6:,.1f} MB in {totals['seconds']:.2f} s"
-            title = f"{totals['source']}: {totals['values']:,} values, {rate}"
-            console.print(report_table(shown, title, console.width))
-            for table in more:
-                console.print(table)
-            console.print(finding(whole), markup=False, highlight=False, width=min(console.width, TEXT_WIDTH))
-            text = console.export_text(styles=terminal)
-        if not terminal:
-            text = "".join(line.rstrip() + "\n" for line in text.splitlines())
+        width = table_width(output)
+        totals = whole.summary
+        rate = f"{totals['bytes'] / 1e6:,.1f} MB in {totals['seconds']:.2f} s"
+        title = f"{totals['source']}: {totals['values']:,} values, {rate}"
+        words = Constrain(Text(finding(whole)), min(width, TEXT_WIDTH))
+        text = console_text([report_table(shown, title, width), *more, words], output)
     else:
         text = shown.jsonl() if form == "jsonl" else shown.csv()
     emit(text, output)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import jax
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from teleojax._errors import OutputClosedError, printable
@@ -39,6 +39,29 @@ def emit(text: str, output: Path | None) -> None:
             needed="a reader until all results are written",
             remedy="Write to a file with -o, or let the reader read to the end.",
         ) from e
+
+
+def _on_terminal(output: Path | None) -> bool:
+    return sys.stdout.isatty() and output is None
+
+
+def table_width(output: Path | None) -> int:
+    """Columns that a table may take where it is going."""
+    return Console().width if _on_terminal(output) else PIPED_WIDTH
+
+
+def console_text(renderables: Iterable[RenderableType], output: Path | None) -> str:
+    """Tables as text: as wide as the terminal and in colour on one, else plain and as wide as they are.
+
+    They are printed to a string first, so that a file or a pipe gets them whole.
+    """
+    terminal = _on_terminal(output)
+    with Path(os.devnull).open("w") as nowhere:
+        console = Console(file=nowhere, record=True, width=table_width(output), force_terminal=terminal)
+        for renderable in renderables:
+            console.print(renderable)
+        text = console.export_text(styles=terminal)
+    return text if terminal else "".join(line.rstrip() + "\n" for line in text.splitlines())
 
 
 def say_what_was_not_measured(measured: Measured) -> int:

@@ -22,3 +22,4 @@ from teleojax.diagnose._universality import Universality as Universality
 from teleojax.diagnose._universality import universality as universality
 from teleojax.diagnose._vuong import VuongTest as VuongTest
 from teleojax.diagnose._vuong import vuong as vuong
+from teleojax.diagnose._wasserstein import log_wasserstein as log_wasserstein

@@ -3,6 +3,12 @@
 from teleojax.report._assemble import fit as fit
 from teleojax.report._assemble import statistics_of as statistics_of
 from teleojax.report._axis import AxisReport as AxisReport
+from teleojax.report._compare import compare as compare
+from teleojax.report._comparison import Change as Change
+from teleojax.report._comparison import Comparison as Comparison
+from teleojax.report._comparison import TensorChange as TensorChange
+from teleojax.report._comparison_table import comparison_tables as comparison_tables
+from teleojax.report._exchange import require_parquet as require_parquet
 from teleojax.report._finding import finding as finding
 from teleojax.report._gradient import GradientFiles as GradientFiles
 from teleojax.report._gradient import GradientReport as GradientReport
@@ -10,11 +16,13 @@ from teleojax.report._gradient import gradient_summary as gradient_summary
 from teleojax.report._gradient import utility_gradient as utility_gradient
 from teleojax.report._gradient import write_gradient as write_gradient
 from teleojax.report._groups import GROUPINGS as GROUPINGS
+from teleojax.report._load import load_report as load_report
 from teleojax.report._options import DEFAULT_FAMILIES as DEFAULT_FAMILIES
 from teleojax.report._options import METHODS as METHODS
 from teleojax.report._report import Report as Report
 from teleojax.report._result import LognormalFit as LognormalFit
 from teleojax.report._result import TensorFit as TensorFit
+from teleojax.report._result import WrittenMoments as WrittenMoments
 from teleojax.report._shards import SHARD_BYTES as SHARD_BYTES
 from teleojax.report._table import report_table as report_table
 from teleojax.report._table import universality_table as universality_table
@@ -22,3 +30,10 @@ from teleojax.report._table import wins_table as wins_table
 from teleojax.report._wins import FamilyWins as FamilyWins
 from teleojax.report._write import save_statistics as save_statistics
 from teleojax.report._write import write_atomically as write_atomically
+from teleojax.report.plots import plot_density as plot_density
+from teleojax.report.plots import plot_depth as plot_depth
+from teleojax.report.plots import plot_heatmap as plot_heatmap
+from teleojax.report.plots import plot_probability as plot_probability
+from teleojax.report.plots import plot_trajectory as plot_trajectory
+from teleojax.report.plots import plot_utility as plot_utility
+from teleojax.report.plots import plot_wins as plot_wins

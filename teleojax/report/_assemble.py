@@ -71,7 +71,7 @@ def fit(
     options = FitOptions(names, method, bins, grid, xmin, bootstrap, vuong, level)
     if axis is not None:
         return AxisReport(*measure_axis(target, axis, Selection(**measure_options)), axis)
-    measured = statistics_of(target, **measure_options)
+    measured = statistics_of(target, cells=method == "interval", **measure_options)
     if any(s.histogram is None for s in measured.stats.values()):
         _refuse_without_histograms(options)
     described = {name: _describe(spec) for name, spec in measured.specs.items()}
@@ -87,14 +87,14 @@ def fit(
     return Report(results, measured, options)
 
 
-def statistics_of(target: Any, **measure_options: Any) -> Measured:
-    """The statistics that `target` is, holds, or names a file of; else measured anew."""
+def statistics_of(target: Any, *, cells: bool = False, **measure_options: Any) -> Measured:
+    """The statistics that `target` is, holds, or names a file of; else measured anew, with rounding cells if asked."""
     if isinstance(target, (str, Path)) and str(target) != "-" and is_statistics(Path(target)):
         chosen = {o: measure_options[o] for o in ("include", "exclude", "min_size") if o in measure_options}
         return load_statistics(target).select(Selection(**chosen))
     if not isinstance(target, Measured):
         if not (isinstance(target, Mapping) and target and all(isinstance(s, TensorStats) for s in target.values())):
-            return measure(target, **measure_options)
+            return measure(target, cells=cells, **measure_options)
         target = Measured.of(dict(target))
     if measure_options:
         raise TypeError(f"{', '.join(measure_options)}: the statistics are measured already")

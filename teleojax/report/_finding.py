@@ -63,9 +63,10 @@ def finding(report: Report) -> str:
         f"nearest {nearest.kl_nats:.4f} ({printable(nearest.result.name)}), "
         f"farthest {farthest.kl_nats:.4f} ({printable(farthest.result.name)})."
     )
-    (pooled,) = replace(report, options=FitOptions()).group_by("model").values()
-    if pooled.lognormal is not None and math.isfinite(pooled.lognormal.kl_nats):
-        text += f" Pooled, the weights of all tensors together lie at {pooled.lognormal.kl_nats:.4f}."
+    if report.written is None:  # results read from a file cannot be pooled
+        (pooled,) = replace(report, options=FitOptions()).group_by("model").values()
+        if pooled.lognormal is not None and math.isfinite(pooled.lognormal.kl_nats):
+            text += f" Pooled, the weights of all tensors together lie at {pooled.lognormal.kl_nats:.4f}."
     rivals = [g for g in large if g.result.best_bic not in (None, "lognormal")]
     if rivals:
         gain = sum(g.n * g.result.gain(g.result.best_bic) for g in rivals) / sum(g.n for g in rivals)

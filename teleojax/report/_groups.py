@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from teleojax._errors import UsageError
@@ -30,3 +30,19 @@ def grouped(results: Iterable[TensorFit], by: str, *, model: str = "model") -> d
 def group_name(value: Any) -> str:
     """The name of a group."""
     return UNKNOWN if value is None else str(value)
+
+
+def described(
+    name: str, members: Sequence[TensorFit], *, role: str | None = None, depth: int | None = None
+) -> dict[str, Any]:
+    """The fields that describe a group; its type is "mixed" where the members' differ."""
+    dtypes = {m.dtype for m in members}
+    return {
+        "name": name,
+        "role": role,
+        "depth": depth,
+        "shape": None,
+        "dtype": dtypes.pop() if len(dtypes) == 1 else "mixed",
+        "size": sum(m.size for m in members),
+        "tensors": len(members),
+    }

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from teleojax._errors import UsageError
 from teleojax.diagnose import Universality
 from teleojax.engine import Measured
-from teleojax.report._groups import group_name, grouped
+from teleojax.report._groups import described, group_name, grouped
 from teleojax.report._options import FitOptions
 from teleojax.report._result import LognormalFit, TensorFit
 from teleojax.report._universality import universality_by
@@ -25,11 +25,15 @@ from teleojax.stats import merge
 
 @dataclass(frozen=True, slots=True)
 class Report(Mapping[str, TensorFit]):
-    """Results by tensor name, in natural order of the names; of a grouped report, by the group's name."""
+    """Results by tensor name, in natural order of the names; of a grouped report, by the group's name.
+
+    `written` is the summary of a report that was read from a file, else None.
+    """
 
     results: dict[str, TensorFit]
     measured: Measured
     options: FitOptions
+    written: dict[str, Any] | None = None
 
     def __getitem__(self, name: str) -> TensorFit:
         return self.results[name]
@@ -44,27 +48,21 @@ class Report(Mapping[str, TensorFit]):
         """The statistics merged by "role", "depth" or "model" and fitted anew; nothing is read again.
 
         Tensors whose role or depth is unknown form the group "unknown". A model has one group, of everything that was
-        measured. "tensor" returns the report itself. Raises UsageError for any other key.
+        measured. "tensor" returns the report itself. Raises UsageError for any other key, and for a report read from a
+        file, which has no statistics.
         """
         from teleojax.report._assemble import fit_statistics
 
         if key == "tensor":
             return self
+        self._refuse_without_statistics(f"groups by {key}")
         measured = [r for r in self.results.values() if r.stats is not None]
         merged = {}
         for value, members in grouped(measured, key, model=self.measured.source).items():
             name = group_name(value)
-            dtypes = {m.dtype for m in members}
-            described = {
-                "name": name,
-                "role": value if key == "role" else None,
-                "depth": value if key == "depth" else None,
-                "shape": None,
-                "dtype": dtypes.pop() if len(dtypes) == 1 else "mixed",
-                "size": sum(m.size for m in members),
-                "tensors": len(members),
-            }
-            merged[name] = (described, merge(*(m.stats for m in members if m.stats is not None)))
+            role, depth = (value if key == place else None for place in ("role", "depth"))
+            about = described(name, members, role=role, depth=depth)
+            merged[name] = (about, merge(*(m.stats for m in members if m.stats is not None)))
         return Report(fit_statistics(merged, self.options), self.measured, self.options)
 
     def rank(self, key: str = "kl_nats") -> list[TensorFit]:
@@ -96,6 +94,8 @@ class Report(Mapping[str, TensorFit]):
     @property
     def summary(self) -> dict[str, Any]:
         """Totals: tensors by status, values, bytes read, seconds of reading."""
+        if self.written is not None:
+            return self.written
         statuses = [r.status for r in self.results.values()]
         measured = self.measured
         return {
@@ -112,15 +112,27 @@ class Report(Mapping[str, TensorFit]):
         lines = [*(r.to_dict() for r in self.results.values()), {"summary": self.summary}]
         return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
 
+    def flat_rows(self) -> list[dict[str, Any]]:
+        """One dict a tensor: the keys of the JSON lines, families flattened as family.key, shapes as 120x90."""
+        return [_flat(r.to_dict()) for r in self.results.values()]
+
     def csv(self) -> str:
         """A header and one row a tensor: the keys of the JSON lines, families flattened as family.key."""
-        rows = [_flat(r.to_dict()) for r in self.results.values()]
-        columns = list(dict.fromkeys(key for row in rows for key in row))
+        rows = self.flat_rows()
         out = io.StringIO()
-        writer = csv.DictWriter(out, columns, lineterminator="\n")
+        writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         return out.getvalue()
+
+    def _refuse_without_statistics(self, purpose: str) -> None:
+        if self.written is not None:
+            raise UsageError(
+                self.measured.source,
+                found="results read from a file",
+                needed=f"statistics, for {purpose}",
+                remedy="Fit the checkpoint, or the statistics that teleojax measure keeps of it.",
+            )
 
     def to_jsonl(self, path: str | Path) -> None:
         """Write the JSON lines to a file that appears whole or not at all."""
@@ -129,6 +141,86 @@ class Report(Mapping[str, TensorFit]):
     def to_csv(self, path: str | Path) -> None:
         """Write the CSV to a file that appears whole or not at all."""
         write_atomically(path, self.csv())
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write the columns of the CSV to a Parquet file, whole or not at all; extra "arrow".
+
+        Units and meanings are in the key-value metadata, as JSON under teleojax.units and teleojax.meanings.
+        """
+        write_atomically(path, self.parquet())
+
+    def parquet(self) -> bytes:
+        """The bytes of that Parquet file."""
+        from teleojax.report._exchange import parquet_bytes
+
+        return parquet_bytes(self)
+
+    def to_arrow(self) -> Any:
+        """The columns of the CSV as a pyarrow.Table, each with unit and meaning as metadata; extra "arrow"."""
+        from teleojax.report._exchange import arrow_table
+
+        return arrow_table(self)
+
+    def to_polars(self) -> Any:
+        """The columns of the CSV as a polars.DataFrame, which has no place for units; extra "polars"."""
+        from teleojax.report._exchange import polars_frame
+
+        return polars_frame(self)
+
+    def to_pandas(self) -> Any:
+        """The columns of the CSV as a pandas.DataFrame, units and meanings in its `attrs`; extra "pandas"."""
+        from teleojax.report._exchange import pandas_frame
+
+        return pandas_frame(self)
+
+    def to_xarray(self) -> Any:
+        """The columns of the CSV as an xarray.Dataset along "tensor", units in `attrs`; extra "xarray".
+
+        A count that is missing in some row is float64 with NaN, missing text "".
+        """
+        from teleojax.report._exchange import xarray_dataset
+
+        return xarray_dataset(self)
+
+    def to_latex(self) -> str:
+        """The table for people as a LaTeX tabular (package booktabs), names escaped."""
+        from teleojax.report._markup import latex_table
+
+        return latex_table(self)
+
+    def to_markdown(self) -> str:
+        """The table for people as a Markdown pipe table, names escaped."""
+        from teleojax.report._markup import markdown_table
+
+        return markdown_table(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from teleojax.report._notebook import notebook_table
+
+        return notebook_table(self)
+
+    def plot_depth(self, stat: str = "mu", ax: Any = None, *, roles: Collection[str] | None = None,
+                   style: str = "light") -> Any:  # fmt: skip
+        """A number of the lognormal record by depth, a line a role, with intervals; returns the matplotlib Axes.
+
+        Extra "plots", as for every figure. Raises UsageError where no tensor has the number, a role and a depth.
+        """
+        from teleojax.report.plots import plot_depth
+
+        return plot_depth(self, stat, ax, roles=roles, style=style)
+
+    def plot_heatmap(self, stat: str = "kl_nats", ax: Any = None, *, style: str = "light") -> Any:
+        """A number of the lognormal record as a map of depth by role; returns the matplotlib Axes."""
+        from teleojax.report.plots import plot_heatmap
+
+        return plot_heatmap(self, stat, ax, style=style)
+
+    def plot_wins(self, ax: Any = None, *, by: str = "role", style: str = "light") -> Any:
+        """Which family wins, by lowest BIC, in what share of each group's tensors; returns the matplotlib Axes."""
+        from teleojax.report.plots import plot_wins
+
+        return plot_wins(self, ax, by=by, style=style)
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

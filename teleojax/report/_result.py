@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from teleojax._errors import UsageError
 from teleojax.fits import FamilyFit
 from teleojax.report._check import FamilyCheck
-from teleojax.stats import LogMoments, TensorStats
+from teleojax.stats import BitHistogram, LogMoments, TensorStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,31 @@ class LognormalFit:
 
 
 @dataclass(frozen=True, slots=True)
+class WrittenMoments:
+    """What a JSON line holds of LogMoments: counts, and numbers of |w| and ln|w| that are NaN where n = 0."""
+
+    n: int
+    n_zero: int
+    n_nonfinite: int
+    n_negative: int
+    min: float
+    max: float
+    rms: float
+    skew: float
+    excess_kurtosis: float
+
+    @property
+    def size(self) -> int:
+        """Number of values, zeros and non-finite ones included."""
+        return self.n + self.n_zero + self.n_nonfinite
+
+
+@dataclass(frozen=True, slots=True)
 class TensorFit:
     """All results for one tensor. `status` is "ok", "degenerate" (σ = 0, n < 2), "skipped" or "failed", with a reason.
 
     `lognormal` is None unless there is at least one finite non-zero value; `tensors` counts the tensors of a group.
+    `stats` are None where there are none, and of results that were read from a file: those have `written` instead.
     """
 
     name: str
@@ -60,6 +82,7 @@ class TensorFit:
     families: dict[str, FamilyFit] | None = None
     tensors: int | None = None
     checks: dict[str, FamilyCheck] | None = None
+    written: WrittenMoments | None = None
 
     @property
     def comparable(self) -> list[FamilyFit]:
@@ -94,7 +117,7 @@ class TensorFit:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain Python values under the documented keys; numbers that do not exist are None."""
-        moments = self.stats.moments if self.stats else None
+        moments = self.moments
         fit = self.lognormal
 
         def of(record: object, *names: str) -> dict[str, Any]:
@@ -124,9 +147,42 @@ class TensorFit:
         }
 
     @property
-    def moments(self) -> LogMoments | None:
-        """The log-moments, if the tensor was measured."""
-        return self.stats.moments if self.stats else None
+    def moments(self) -> LogMoments | WrittenMoments | None:
+        """The log-moments, or what a file keeps of them, if the tensor was measured."""
+        return self.stats.moments if self.stats else self.written
+
+    def histogram(self, purpose: str) -> BitHistogram:
+        """The histogram, for a purpose that needs one. Raises UsageError where there is none."""
+        found = self.stats.histogram if self.stats else None
+        if found is None or self.stats is None or self.stats.moments.n == 0:
+            raise UsageError(
+                self.name,
+                found="no histogram of its values",
+                needed=f"one, for {purpose}",
+                remedy="Fit a checkpoint or a statistics file: results read back and moments alone have none.",
+            )
+        return found
+
+    def plot_density(self, ax: Any = None, *, style: str = "light") -> Any:
+        """The density of ln|w| on a logarithmic scale, with the fitted families; returns the matplotlib Axes.
+
+        Extra "plots", as for every figure. Raises UsageError without a histogram of values that differ.
+        """
+        from teleojax.report.plots import plot_density
+
+        return plot_density(self, ax, style=style)
+
+    def plot_probability(self, ax: Any = None, *, style: str = "light") -> Any:
+        """A lognormal probability plot of |w|, with the fitted families; returns the matplotlib Axes."""
+        from teleojax.report.plots import plot_probability
+
+        return plot_probability(self, ax, style=style)
+
+    def plot_utility(self, ax: Any = None, *, style: str = "light") -> Any:
+        """Effective utility by category, beside h*, and the utility gradient; returns the matplotlib Axes."""
+        from teleojax.report.plots import plot_utility
+
+        return plot_utility(self, ax, style=style)
 
 
 def _family(fit: FamilyFit, check: FamilyCheck | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from scipy.special import ndtri
 from teleojax._errors import printable
 from teleojax.diagnose import Universality
 from teleojax.report._report import Report
-from teleojax.report._result import LognormalFit, TensorFit
+from teleojax.report._result import LognormalFit, TensorFit, WrittenMoments
 from teleojax.report._wins import FamilyWins
 from teleojax.stats import LogMoments
 
@@ -25,7 +25,7 @@ class Row(NamedTuple):
     """A measured tensor or group, and how many standard errors an interval reaches."""
 
     result: TensorFit
-    moments: LogMoments
+    moments: LogMoments | WrittenMoments
     fit: LognormalFit
     z: float
 
@@ -69,7 +69,8 @@ COLUMNS = (
 COUNTS = ("n", "zeros")  # the columns that a tensor without a fit has too
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
+    """An empty table in the style of all."""
     return Table(
         title=title,
         title_justify="left",
@@ -80,40 +81,57 @@ def _table(title: str) -> Table:
     )
 
 
+class Cells(NamedTuple):
+    """A table before it is drawn: headings, whether each column is "left" or "right", and text by row and column."""
+
+    headings: list[str]
+    justify: list[Literal["left", "right"]]
+    rows: list[list[str]]
+
+
+def report_cells(report: Report, *, wide: bool) -> Cells:
+    """One row a tensor or group that was measured; names on one line, control characters as escapes."""
+    grouped = any(r.tensors is not None for r in report.values())
+    columns = [c for c in COLUMNS if wide or not c.wide]
+    z = float(ndtri((1 + report.options.level) / 2))
+    table = Cells(["group" if grouped else "tensor"], ["left"], [])
+    if grouped or wide:
+        table.headings.append("tensors" if grouped else "role")
+        table.justify.append("right" if grouped else "left")
+    table.headings.extend(f"{c.heading} ± {z:.2f} se" if c.heading == KL else c.heading for c in columns)
+    table.justify.extend(c.justify for c in columns)
+    for r in report.values():
+        if (moments := r.moments) is None:
+            continue
+        second = [str(r.tensors)] if grouped else [r.role or "–"] if wide else []
+        row = Row(r, moments, r.lognormal or LognormalFit(*(math.nan,) * 4), z)
+        fitted = r.status == "ok"
+        cells = [c.cell(row) if fitted or c.heading in COUNTS else "–" for c in columns]
+        if not fitted:
+            cells[1] = r.reason or "–"
+        table.rows.append([printable(cell) for cell in (r.name, *second, *cells)])
+    return table
+
+
 def report_table(report: Report, title: str, width: int) -> Table:
     """One line a tensor or group that was measured, for `width` columns of text.
 
     gain is what the best family, by BIC, gains over the lognormal in nats per value; kl the distance from arbitrage
     equilibrium per connection, with its interval.
     """
-    grouped = any(r.tensors is not None for r in report.values())
-    columns = [c for c in COLUMNS if width >= WIDE or not c.wide]
-    z = float(ndtri((1 + report.options.level) / 2))
-    table = _table(title)
-    table.add_column("group" if grouped else "tensor", overflow="fold", min_width=8)
-    if grouped:
-        table.add_column("tensors", justify="right", no_wrap=True)
-    elif width >= WIDE:
-        table.add_column("role", no_wrap=True)
-    for column in columns:
-        heading = f"{column.heading} ± {z:.2f} se" if column.heading == KL else column.heading
-        table.add_column(heading, justify=column.justify, no_wrap=True)
-    for r in report.values():
-        if (moments := r.moments) is None:
-            continue
-        second = [str(r.tensors)] if grouped else [r.role or "–"] if width >= WIDE else []
-        row = Row(r, moments, r.lognormal or LognormalFit(*(math.nan,) * 4), z)
-        fitted = r.status == "ok"
-        cells = [c.cell(row) if fitted or c.heading in COUNTS else "–" for c in columns]
-        if not fitted:
-            cells[1] = r.reason or "–"
-        table.add_row(escape(printable(r.name)), *second, *cells)
+    cells = report_cells(report, wide=width >= WIDE)
+    table = plain_table(title)
+    table.add_column(cells.headings[0], overflow="fold", min_width=8)
+    for heading, justify in zip(cells.headings[1:], cells.justify[1:], strict=True):
+        table.add_column(heading, justify=justify, no_wrap=True)
+    for row in cells.rows:
+        table.add_row(*map(escape, row))
     return table
 
 
 def wins_table(wins: Mapping[str, FamilyWins], by: str) -> Table:
     """Which family wins, by lowest BIC, in how many tensors of each group; the mean gain of the winners, its range."""
-    table = _table(f"families by {by}: tensors won by lowest BIC, gain over the lognormal in nats per value")
+    table = plain_table(f"families by {by}: tensors won by lowest BIC, gain over the lognormal in nats per value")
     table.add_column(by)
     for heading in ("gain", "least", "most", "tensors", "n"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -127,7 +145,9 @@ def wins_table(wins: Mapping[str, FamilyWins], by: str) -> Table:
 
 def universality_table(found: Mapping[str, Universality], by: str) -> Table:
     """Spread of mu, sigma and mu + ½ ln fan_in over the tensors of each group, beside what sampling explains."""
-    table = _table(f"layers by {by}: spread between tensors, and that part (tau) which sampling error does not explain")
+    table = plain_table(
+        f"layers by {by}: spread between tensors, and that part (tau) which sampling error does not explain"
+    )
     table.add_column(by)
     table.add_column("tensors", justify="right")
     for name in ("mu", "sigma", "mu + ½ ln fan_in"):

@@ -138,6 +138,13 @@ def by_storage(specs: Iterable[TensorSpec]) -> dict[str, list[TensorSpec]]:
     return groups
 
 
+def numpy_dtype(name: str) -> np.dtype:
+    """The type of that name in NumPy or ml_dtypes."""
+    import ml_dtypes
+
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key that orders the numbers in names as numbers: layer.2 before layer.10."""
     parts = re.split(r"([0-9]+)", name)

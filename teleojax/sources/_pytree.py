@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,17 +12,16 @@ import numpy as np
 from teleojax._errors import InputError
 from teleojax.sources._array_memory import ShardedMemory, on_host
 from teleojax.sources._index import TensorSpec, skip_reason
-from teleojax.sources._models import is_model, parameters_of
 from teleojax.sources._storage import Memory
-from teleojax.sources._torch_tensor import Elsewhere, Unread, is_tensor, read_tensor
+from teleojax.sources._torch_tensor import Elsewhere, Tied, Unread
 
 
 class PytreeSource:
     """The arrays of any pytree of NumPy and JAX arrays, named by their paths: {"h": [{"w": a}]} gives "h.0.w".
 
     A bare array is named "array"; a path that repeats gets "#1", "#2", ...; None vanishes. Leaves that are not arrays
-    (Python numbers, strings, functions) and random keys are listed as skipped. A PyTorch tensor is an array too, and a
-    live model of a known library (`_models`) stands for its parameters. No value is copied here: opening a
+    (Python numbers, strings, functions) and random keys are listed as skipped. A variable of Flax NNX is named without
+    the ".value" of its array, and its later names are listed as tied to the first. No value is copied here: opening a
     storage makes a contiguous little-endian view, or a copy when the leaf is not that already (a JAX array on the CPU
     is). `leaf` gives the array itself, to be worked on where it lies. Raises InputError for traced arrays.
     """
@@ -36,9 +37,9 @@ class PytreeSource:
                 remedy="Give dictionaries one type of key, and custom nodes a registration.",
             ) from e
         names = number_repeats(".".join(_key_name(k) for k in path) if path else "array" for path, _ in leaves)
-        seen: dict[Any, str] = {}
-        named = ((n, read_tensor(x, n, seen) if is_tensor(x) else x) for n, (_, x) in zip(names, leaves, strict=True))
-        specs = [(_spec(n, leaf, name), leaf) for n, leaf in named]
+        named = [(n, leaf) for n, (_, leaf) in zip(names, leaves, strict=True)]
+        first = {id(leaf): n for n, leaf in reversed(named)}
+        specs = [(_spec(n, leaf, name, first), leaf) for n, leaf in named]
         self._arrays = {spec.storage: leaf for spec, leaf in specs if spec.skip is None}
         self.name = name
         self.specs = tuple(spec for spec, _ in specs)
@@ -75,12 +76,24 @@ class PytreeSource:
 
 
 def _flat(tree: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Paths and leaves, those of every model in it among them."""
+    """Paths and leaves as JAX finds them, but for the variables of Flax NNX."""
     from jax.tree_util import tree_flatten_with_path
 
-    for path, leaf in tree_flatten_with_path(tree, is_leaf=is_model)[0]:
-        inner = _flat(parameters_of(leaf)) if is_model(leaf) else [((), leaf)]
-        yield from (((*path, *rest), value) for rest, value in inner)
+    variables: set[int] = set()
+    for path, node in tree_flatten_with_path(tree, is_leaf=_is_variable)[0]:
+        if not _is_variable(node):
+            yield path, node
+            continue
+        for inner, leaf in tree_flatten_with_path(node)[0]:
+            yield (*path, *inner[1:]), Tied(leaf) if id(node) in variables else leaf
+        variables.add(id(node))
+
+
+def _is_variable(node: Any) -> bool:
+    """Whether it is a variable of Flax NNX, which is not imported to find out."""
+    return "flax.nnx" in sys.modules and any(
+        base.__name__ == "Variable" and base.__module__.startswith("flax.nnx") for base in type(node).__mro__
+    )
 
 
 def number_repeats(names: Iterable[str]) -> Iterator[str]:
@@ -110,20 +123,18 @@ def is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray | np.generic)
 
 
-def is_read(target: Any) -> bool:
-    """Whether something that is no container is read: an array, a tensor, a model."""
-    return is_array(target) or is_tensor(target) or is_model(target)
-
-
 def _is_key(leaf: Any) -> bool:
     import jax
 
     return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _spec(name: str, leaf: Any, tree: str) -> TensorSpec:
+def _spec(name: str, leaf: Any, tree: str, first: Mapping[int, str]) -> TensorSpec:
+    """`first` gives the name under which a leaf is found first, by its identity."""
     from jax.core import Tracer
 
+    if isinstance(leaf, Tied):
+        return replace(_spec(name, leaf.first, tree, first), skip=f"tied to {first[id(leaf.first)]}")
     if isinstance(leaf, Unread):
         return TensorSpec(name, leaf.shape, leaf.dtype, name, 0, leaf.nbytes, leaf.reason)
     if not (is_array(leaf) or isinstance(leaf, Elsewhere)):

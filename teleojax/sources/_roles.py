@@ -6,7 +6,8 @@ first rule that matches decides; a name that no rule knows has role None, and so
 
 A bias is "bias" whatever it is added to (`q_proj.bias` is no q), except that weight and bias of a normalization are
 both "norm". The factors of a low-rank adapter are "lora_a" and "lora_b", not the matrix that they adapt: they are
-drawn and trained in another way. Experts keep "gate", "up" and "down".
+drawn and trained in another way. Experts keep "gate", "up" and "down". A part that was cut from a fused tensor and is
+named after it ("qkv_proj.weight.q") has the role of that part.
 
 Depth counts the repeated blocks from 0: `layers.3`, `h.3`, `blocks.3`, `block_3`, `encoderblock_3`, `features.3`. It is
 None outside such a block, and where the name holds only an index that starts again in every stage, so that it gives no
@@ -45,6 +46,7 @@ ROLES = {
     "bias": "every other bias",
     "lora_a": "low-rank adapter, first factor",
     "lora_b": "low-rank adapter, second factor",
+    "lora_product": "low-rank adapter, the product of its factors",
 }
 
 
@@ -96,6 +98,7 @@ _RULES = (
     _rule("norm", r"layer\d/\d+/downsample/1(/bias)? pre_layrnorm(/bias)?"),
     _rule("lora_a", r"lora_(embedding_)?a(/\w+)? lora/a"),
     _rule("lora_b", r"lora_(embedding_)?b(/\w+)? lora/b"),
+    _rule("lora_product", r"lora_product(/\w+)?"),
     _rule("position_embed", r"position_embeddings? pos(ition)?_embd? pos_embed(ding)? positional_embedding wpe w_pos"),
     _rule("position_embed", r"embed_positions positions_embed position_embedder position_embedding_table"),
     _rule("position_embed", r"relative_attention_bias relative_position_bias_table relpos_bias\w*/rel_embedding"),
@@ -128,13 +131,17 @@ _RULES = (
     _rule("k", r"<att>/(k|key) (add_)?k_proj k_lin key_proj to_k linear_k wk w_k attn_k(_b)?"),
     _rule("v", r"<att>/(v|value) (add_)?v_proj v_lin value_proj to_v linear_v wv w_v attn_v(_b)?"),
     _rule("o", r"<att>/(o|out|wo|proj|dense|c_proj|out_proj|out_lin|linear_(proj|out)|output_proj|output(/dense)?)"),
-    _rule("o", r"o_proj to_out(/0)? to_add_out w_o attn_out(put)? attn_vec_einsum"),
+    _rule("o", r"o_proj attention_output to_out(/0)? to_add_out w_o attn_out(put)? attn_vec_einsum"),
     # Feed-forward. First the models that use w1, w2, w3 in another sense than Llama: Qwen 1 and DINOv2's SwiGLU.
     _rule("up", r"h/\d+/mlp/w1"),
     _rule("gate", r"h/\d+/mlp/w2"),
     _rule("down", r"blocks/\d+/mlp/w3"),
     _rule("gate_up", r"gate_up_proj(_blocks)? gate_and_up_projs? gating_einsum <mlp>/w(12|13)"),
-    _rule("gate_up", r"ffn_gate_up_exps ff_proj mlp1_weight"),
+    _rule("gate_up", r"ffn_gate_up_exps ff_proj mlp1_weight layers/\d+/mlp/wi"),
+    # U-Nets of diffusion gate their feed-forward; later transformers of the same library, of that name, do not.
+    _rule("gate_up", r"(attentions|\w+_blocks?(/\d+)?)/\d+/transformer_blocks/\d+/ff/net/0/proj"),
+    _rule("up", r"ff(_context)?/net/0/proj"),
+    _rule("down", r"ff(_context)?/net/2"),
     _rule("gate", r"gate_proj <mlp>/(w1|wi_0|receptance) ffn_gate(_exps|_shexp|/\d+)?"),
     _rule("up", r"up_proj <mlp>/(w3|v1|wi|wi_1|w_1|fc|lin1|dense_0|w_in|linear_fc1|key) (<mlp>|<block>)/(fc1|linear1)"),
     _rule("up", r"c_fc fc_in dense_h_to_4h intermediate/dense (\w+_)?intermediate_dense ffn_up(_exps|_shexp|/\d+)?"),
@@ -147,18 +154,24 @@ _RULES = (
     _rule("conv", r"(\w+_)?conv([123]d)?\d*(_\w+)? convolution pointwise_kernel block_\d+_(expand|project)"),
     _rule("conv", r"downsample/\d+ features(/\w+)+", ndim=4),
     _rule("conv", r"downsample/0"),
+    _rule("conv", r"(in|out)_layers/\d+ skip_connection op proj_(in|out) (input_blocks/\d+|out)/\d+", ndim=4),
+    _rule("conv", r"squeeze_excite/(reduce|expand)", ndim=4),
+    _rule("norm", r"(in|out)_layers/\d+ out/0", ndim=1),
     # The end of the network, and what is left.
     _rule("dense", r"pre_classifier vocab_transform (text|visual)_projection"),
     _rule("head", r"lm_head(/(decoder|linear))? (\w+_)?classifier(/out_proj)? embed_out head(/fc)? head_dist"),
     _rule("head", r"predictions(/decoder)? cls/seq_relationship vocab_projector score logits(_dense)? output_layer"),
+    _rule("head", r"^decoder", ndim=2),
     _rule("head", r"qa_outputs unembedding w_u ^output ^fc ^proj_out ^ff_out"),
     _rule("pooler", r"pooler(/dense)?"),
+    _rule("dense", r"time_emb_proj emb_layers/\d+ (time|label)_emb(ed)?/(\d/)?\d proj_(in|out)", ndim=2),
     _rule("dense", r"(\w+_)?dense(_?\d+)? linear(_?\d+)? fc_?\d+ lin\d+ classifier/\d+"),
 )
 
 MAX_NAME = 4096  # longer names, and names with longer segments, are no layer's: they would only cost time
 MAX_SEGMENT = 64
 
+_PARTS_OF = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}  # as sources name what they cut
 _CUT = re.compile(r"[./\[\]]+|_\._")  # TensorFlow writes layer_._3
 _WRAPPERS = frozenset({"~", "base_layer", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _VALUE_OF = frozenset({"weight", "kernel", "w", "bias", "b", "scale", "embedding"})  # nnx adds .value to these
@@ -171,7 +184,7 @@ _NUMBERED = re.compile(rf"(?:{_BLOCKS.pattern})_([0-9]{{1,6}})|(?:layer|block)([
 _KERAS_BLOCK = re.compile(r"block_([0-9]{1,6})_(?:expand|depthwise|project)(?:_bn)?", re.ASCII)
 # Their numbers start again: in every stage, or (MaxText's dense_layers_0, moe_layers_0) in each kind of layer.
 _RELATIVE = re.compile(
-    r"stages?_?[0-9]*|(?:down|up|dense)_?blocks?_?[0-9]*|block_group_[0-9]+|(?:dense|moe|downsample)_layers(?:_[0-9]+)?",
+    r"stages?_?[0-9]*|(?:down|mid|middle|up|dense)_?blocks?_?[0-9]*|block_group_[0-9]+|(?:dense|moe|downsample)_layers(?:_[0-9]+)?",
     re.ASCII,
 )
 _KERAS_CONV = re.compile(r"(?:depthwise_)?conv[123]d(?:_([0-9]{1,6}))?", re.ASCII)
@@ -196,7 +209,15 @@ def classify(name: str, shape: tuple[int, ...] | None = None) -> RoleDepth:
     depth = _depth(segments)
     if depth is None and len(segments) > 1 and segments[-1] in _KERAS_LEAVES:
         depth = _keras_number(segments[-2])
-    return RoleDepth(_role(segments, shape), depth)
+    return RoleDepth(_role(segments, shape) or _part(segments, shape), depth)
+
+
+def _part(segments: list[str], shape: tuple[int, ...] | None) -> str | None:
+    """The role of a part that was cut from a fused tensor and is named after it."""
+    if len(segments) < 2 or segments[-1] not in _PARTS_OF:
+        return None
+    whole = _role(segments[:-1], shape)
+    return segments[-1] if whole == _PARTS_OF[segments[-1]] else whole if whole == "bias" else None
 
 
 def _segments(name: str) -> list[str]:

@@ -18,12 +18,12 @@ ROOMS = (
     "train", "report", "bench", "cli",
 )  # fmt: skip
 PUBLIC = {
-    "AxisFit", "AxisReport", "BitHistogram", "CellCounts", "CorruptInputError", "FAMILIES", "Family",
-    "FamilyFit", "GradientFiles", "GradientReport", "GradientSummary", "InputError", "LogMoments",
-    "LognormalFit", "Measured", "MissingExtraError", "OutputError", "ProcessLostError", "Report", "Source", "TeleojaxError", "TensorFit",
-    "TensorSpec", "TensorStats", "UsageError", "engine", "fit", "gradient_summary", "load_statistics", "lognormal_gradient",
-    "measure", "merge", "merge_measured", "open_source", "save_statistics", "teleo", "utility_gradient",
-    "write_gradient",
+    "AxisFit", "AxisReport", "BitHistogram", "CellCounts", "Comparison", "CorruptInputError", "FAMILIES", "Family",
+    "FamilyFit", "GradientFiles", "GradientReport", "GradientSummary", "InputError", "LogMoments", "LognormalFit",
+    "Measured", "MissingExtraError", "OutputError", "ProcessLostError", "Report", "Source", "TeleojaxError",
+    "TensorFit", "TensorSpec", "TensorStats", "UsageError", "compare", "engine", "fit", "gradient_summary",
+    "load_report", "load_statistics", "lognormal_gradient", "measure", "merge", "merge_measured", "open_source",
+    "save_statistics", "teleo", "train", "utility_gradient", "write_gradient",
 }  # fmt: skip
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "__main__.py") or p.parent != PACKAGE)
 
@@ -68,7 +68,11 @@ def test_importing_starts_no_backend_and_is_quick_to_load() -> None:
         "import sys, teleojax, teleojax.cli\n"
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge.backends_are_initialized()\n"
-        "heavy = {'torch', 'matplotlib', 'pandas', 'polars', 'tflite', 'scipy.stats', 'optax'} & set(sys.modules)\n"
+        "heavy = {'torch', 'matplotlib', 'pandas', 'polars', 'tflite', 'scipy.stats', 'optax', 'tensorstore'}\n"
+        "heavy |= {'pyarrow', 'xarray'}\n"
+        "heavy |= {'orbax', 'gguf', 'onnx', 'h5py', 'zarr', 'keras', 'fsspec', 'huggingface_hub'}\n"
+        "heavy |= {'msgpack', 'aiohttp'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -156,8 +156,8 @@ def test_a_frame_is_copied_once_and_a_span_counted_in_one_call(monkeypatch: pyte
     summed: list[Any] = []
     device_put, row_sums = jax.device_put, _compile.compiled_row_sums()
 
-    def copy(rows: np.ndarray) -> jax.Array:
-        copies.append(device_put(rows))
+    def copy(rows: np.ndarray, device: Any) -> jax.Array:
+        copies.append(device_put(rows, device))
         return copies[-1]
 
     def count(rows: Any, first: int, stop: int, *, n_bits: int) -> jax.Array:
