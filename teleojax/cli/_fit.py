@@ -12,7 +12,7 @@ from rich.constrain import Constrain
 from rich.table import Table
 from rich.text import Text
 
-from teleojax.cli._options import Names, paths, reads, refuse_without_folder, selects, spreads, target_of
+from teleojax.cli._options import Names, paths, reads, refuse_without_folder, selects, spreads, structures, target_of
 from teleojax.cli._output import console_text, emit, finish, leads, progress_bar, say_skipped, table_width
 from teleojax.cli._signals import stopping
 from teleojax.diagnose import LARGE
@@ -45,6 +45,7 @@ FORMATS = {"table": ".txt", "jsonl": ".jsonl", "csv": ".csv", "parquet": ".parqu
 @click.option("--group-by", type=click.Choice(GROUPINGS), default="tensor", show_default=True,
               help="Merge the statistics of tensors before fitting; nothing is read twice.")  # fmt: skip
 @selects
+@structures
 @click.option("--axis", multiple=True, type=int, metavar="N",
               help="Fit once per index along this axis (0: per output neuron). May be repeated.")  # fmt: skip
 @click.option("--moments-only", is_flag=True, help="No histograms: no distance from equilibrium, twice the speed.")

@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from teleojax.cli._options import paths, reads, refuse_without_folder, selects, spreads, target_of, writes_statistics
+from teleojax.cli._options import (
+    paths,
+    reads,
+    refuse_without_folder,
+    selects,
+    spreads,
+    structures,
+    target_of,
+    writes_statistics,
+)
 from teleojax.cli._output import finish, leads, progress_bar, say_what_was_not_measured
 from teleojax.cli._signals import stopping
 from teleojax.engine import load_statistics, measure, merge_measured
@@ -17,6 +26,7 @@ from teleojax.report import save_statistics
 @click.command("measure")
 @paths
 @selects
+@structures
 @click.option("--groups", type=click.IntRange(min=2), metavar="G",
               help="Keep the statistics of G contiguous blocks of each tensor as well, for a jackknife.")  # fmt: skip
 @click.option("--cells", is_flag=True, help="Keep the rounding cells of quantised blocks, for --method interval.")

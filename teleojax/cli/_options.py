@@ -84,6 +84,18 @@ def spreads(command: Command) -> Command:
     return joined
 
 
+def structures(command: Command) -> Command:
+    """`split` and `rules`: which tensors are several, and what they are."""
+    for option in (
+        click.option("--rules", type=click.Path(path_type=Path), metavar="FILE",
+                     help="A TOML file of your own rules: roles, depths, what to skip, what to split."),
+        click.option("--split/--no-split", default=True, help="Measure fused queries, keys, values, ... apart.",
+                     show_default=True),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 reads = click.option("--budget", "budget_bytes", type=Bytes(), metavar="BYTES",
                      help="Memory to hold for reading, such as 256MiB.")  # fmt: skip
 paths = click.argument("paths", nargs=-1, required=True, metavar="PATH...")

@@ -23,6 +23,9 @@ from teleojax.engine._rounded import with_cells
 from teleojax.engine._shares import agree, merge_shares
 from teleojax.sources import Source, TensorSpec, open_source
 from teleojax.sources._index import by_storage, natural_key
+from teleojax.sources._rules import Rules
+from teleojax.sources._safetensors import SafetensorsStream
+from teleojax.sources._structure import structured
 from teleojax.stats import TensorStats
 
 
@@ -118,6 +121,8 @@ def measure(
     histogram: bool = True,
     groups: int | None = None,
     cells: bool = False,
+    split: bool = True,
+    rules: str | Path | None = None,
     budget_bytes: int | None = None,
     resume: str | Path | None = None,
     multiprocess: bool = False,
@@ -139,6 +144,11 @@ def measure(
 
     With `cells` the rounding cells of tensors that are stored in few bits with a scale a block (GGUF) are gathered too,
     in a second reading that takes three times as long: `TensorStats.cells`, which method "interval" of `fit` needs.
+
+    Of a checkpoint in files, tied tensors are counted once, and what its config.json says is fused is measured apart
+    unless `split` is False: query, key and value ("...qkv_proj.weight.q"), gate and up, experts; low-rank adapters get
+    their product. `rules` is a TOML file of your own: roles, depths, what to skip and to split (see
+    sources/_rules.py).
 
     `resume` names a file to which the statistics of each finished tensor are appended, flushed to disk twice a second.
     A run that was ended at any moment goes on where it was if the same call is made again, and ends with the same
@@ -165,7 +175,8 @@ def measure(
     start = time.perf_counter()
     length = window_bytes(budget_bytes)
     select = Selection(include, exclude, min_size)
-    source: Source = open_source(target)
+    opened: Source = open_source(target)
+    source = structured(opened, split=split, rules=None if rules is None else Rules.load(rules))
     specs = {s.name: s for s in sorted(source.specs, key=lambda s: natural_key(s.name))}
     skipped = {name: reason for name, s in specs.items() if (reason := select.reason(s)) is not None}
     wanted = {s.name: s for s in source.specs if s.name not in skipped}
@@ -175,8 +186,8 @@ def measure(
         journal = Journal(resume, source, {"groups": groups, "histogram": histogram}, process=rank)
     stats = {name: s for name, s in journal.finished.items() if name in wanted} if journal else {}
     if n_processes > 1:
-        agree(source, sorted(stats))
-    resident = resident_leaves(source, (s for name, s in wanted.items() if name not in stats))
+        agree(source, sorted(stats), stream=isinstance(opened, SafetensorsStream))
+    resident = resident_leaves(opened, (s for name, s in wanted.items() if name not in stats))
     parts = _parts(source, [s for name, s in wanted.items() if name not in stats and name not in resident], groups)
     ranges = shares({storage: [p.spec for p in ps] for storage, ps in parts.items()}, n_processes)[rank]
     done = sum(wanted[name].nbytes for name in stats)

@@ -12,7 +12,7 @@ import numpy as np
 from teleojax._errors import InputError
 from teleojax.engine._pass import cores
 from teleojax.sources import Source, TensorSpec
-from teleojax.sources._index import ROUNDED_BYTES, Rounded, by_storage
+from teleojax.sources._index import ROUNDED_BYTES, Rounded, Uneven, by_storage
 from teleojax.stats import CellCounts, RoundedCells, TensorStats
 
 PIECE_BYTES = 1 << 18  # of float32 values, looked at at a time: they and what is made of them stay in cache
@@ -66,6 +66,9 @@ def _gathered(storage: Rounded, spec: TensorSpec, start: int, stop: int) -> Roun
         if (first, last) != (at, end):
             each = np.repeat(spacing, (last - first) // (4 * len(spacing)))
             spacing = each[(at - first) // 4 : (end - first) // 4]
-        sums.add(storage.window(at, end, np.empty(end - at, np.uint8)).view(np.float32), spacing)
+        middles = storage.middles(at, end) if isinstance(storage, Uneven) else None
+        if middles is None:
+            middles = storage.window(at, end, np.empty(end - at, np.uint8)).view(np.float32)
+        sums.add(middles, spacing)
         at = end
     return sums

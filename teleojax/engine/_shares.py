@@ -20,7 +20,6 @@ from teleojax.engine._groups import Part
 from teleojax.engine._pass import Outcome
 from teleojax.engine._processes import gather
 from teleojax.sources import Source
-from teleojax.sources._safetensors import SafetensorsStream
 from teleojax.stats._codec import each_record, pack, record, unpack
 
 
@@ -43,21 +42,22 @@ def merge_shares(mine: Outcome, parts: Iterable[Part], *, histogram: bool) -> Ou
         key = (part.spec.name, part.number)
         if key in states and part.spec.name not in merged.failed:
             held = part.accumulator(histogram=histogram)
-            for state in states[key] if isinstance(held, PatternCounts | Rows) else ():  # nothing else is cut
-                held.absorb(state)
-            whole[str(len(whole))] = key, held
+            if isinstance(held, PatternCounts | Rows):  # nothing else is large enough to be cut
+                for state in states[key]:
+                    held.absorb(state)
+                whole[str(len(whole))] = key, held
     for index, stats in finish_all({i: held for i, (_, held) in whole.items()}).items():
         merged.complete[whole[index][0]] = stats
     return merged
 
 
-def agree(source: Source, finished: Sequence[str]) -> None:
+def agree(source: Source, finished: Sequence[str], *, stream: bool) -> None:
     """See to it that all processes are about to do the same: every one of them calls this.
 
     Raises UsageError, in all of them, when they see different tensors or have different ones left to read, and for a
     stream, which one process alone can read.
     """
-    if isinstance(source, SafetensorsStream):
+    if stream:
         raise UsageError(
             source.name, found="a stream", needed="a checkpoint that every process can open",
             remedy="Save it to a file, or measure it in one process.",

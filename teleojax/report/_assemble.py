@@ -87,14 +87,14 @@ def fit(
     return Report(results, measured, options)
 
 
-def statistics_of(target: Any, *, cells: bool = False, **measure_options: Any) -> Measured:
+def statistics_of(target: Any, *, cells: bool = False, split: bool = True, **measure_options: Any) -> Measured:
     """The statistics that `target` is, holds, or names a file of; else measured anew, with rounding cells if asked."""
     if isinstance(target, (str, Path)) and str(target) != "-" and is_statistics(Path(target)):
         chosen = {o: measure_options[o] for o in ("include", "exclude", "min_size") if o in measure_options}
         return load_statistics(target).select(Selection(**chosen))
     if not isinstance(target, Measured):
         if not (isinstance(target, Mapping) and target and all(isinstance(s, TensorStats) for s in target.values())):
-            return measure(target, cells=cells, **measure_options)
+            return measure(target, cells=cells, split=split, **measure_options)
         target = Measured.of(dict(target))
     if measure_options:
         raise TypeError(f"{', '.join(measure_options)}: the statistics are measured already")
@@ -105,8 +105,8 @@ def _describe(spec: TensorSpec) -> dict[str, Any]:
     place = classify(spec.name, spec.shape)
     return {
         "name": spec.name,
-        "role": place.role,
-        "depth": place.depth,
+        "role": spec.role or place.role,
+        "depth": place.depth if spec.depth is None else spec.depth,
         "shape": spec.shape,
         "dtype": spec.stored_as or spec.dtype,
         "size": spec.size,

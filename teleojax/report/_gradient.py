@@ -127,7 +127,8 @@ def gradient_summary(
     """The distribution of the utility gradient over the values of every tensor; nothing parameter-sized is made.
 
     `params` is what `measure` returned, a mapping of names to TensorStats, a statistics file, or anything that
-    `measure` reads, a stream too; then `measure_options` are those of `measure`. The gradient is a function of |w|, so
+    `measure` reads, a stream too; then `measure_options` are those of `measure`, but for `split`: tensors are taken as
+    they are stored. The gradient is a function of |w|, so
     it follows from the histogram: no second pass. With wrt "log" the mean square is the relative Fisher information I.
     The other choices are those of `utility_gradient`. Of a histogram of the leading bits each cell, 0.5% of |w| wide,
     is taken at its middle.
@@ -135,7 +136,7 @@ def gradient_summary(
     Raises UsageError for another choice and for statistics without histograms; else as `measure`.
     """
     check_choices(density=density, wrt=wrt, target=target)
-    measured = statistics_of(params, **measure_options)
+    measured = statistics_of(params, split=False, **measure_options)
     laws = gradients(measured, density=density, target=target)
     return _report(measured, laws, wrt)
 
@@ -201,7 +202,7 @@ def write_gradient(
     if stats is None:
         first = None if progress is None else (lambda done, total: progress(done, passes * total))
         chosen = {"include": include, "exclude": exclude, "min_size": min_size}
-        measured = measure(source, **chosen, budget_bytes=budget_bytes, progress=first)
+        measured = measure(source, **chosen, split=False, budget_bytes=budget_bytes, progress=first)
     else:
         measured = _for_source(source, stats, select)
     laws = gradients(measured, density=density, target=target)

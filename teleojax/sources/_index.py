@@ -21,7 +21,8 @@ class TensorSpec:
     `storage` names the storage that holds the values, contiguous in `order` and little-endian, from byte `offset` on.
     `skip` says why the tensor cannot be measured ("integer type int64", "empty"); None if it can.
     Quantised integers stand for themselves times `scale`. `stored_as` names how the file holds values that are read as
-    `dtype` ("q4_0" of float32); None where that is the same.
+    `dtype` ("q4_0" of float32); None where that is the same. `role` and `depth` are those that a user's rules give it;
+    None where the name tells them.
     """
 
     name: str
@@ -34,6 +35,8 @@ class TensorSpec:
     order: Literal["C", "F"] = "C"
     scale: float = 1.0
     stored_as: str | None = None
+    role: str | None = None
+    depth: int | None = None
 
     @property
     def size(self) -> int:
@@ -80,6 +83,15 @@ class Rounded(Storage, Protocol):
 
         `start` and `stop` are multiples of ROUNDED_BYTES from the tensor's start, or its end.
         """
+        ...
+
+
+@runtime_checkable
+class Uneven(Rounded, Protocol):
+    """One whose levels may have unequal spacing: a value has a part, and a cell, of its own."""
+
+    def middles(self, start: int, stop: int) -> np.ndarray | None:
+        """Of each value in bytes [start, stop) the middle of its cell, sign dropped; None: the values themselves."""
         ...
 
 

@@ -99,6 +99,11 @@ class Rules:
         depths = (_depth(rule, match) for rule, match in found)
         return RoleDepth(role, next((depth for depth in depths if depth is not None), known.depth))
 
+    def placed(self, spec: TensorSpec) -> TensorSpec:
+        """The tensor with the role and depth that the rules give it."""
+        by_rules, by_name = self.classify(spec.name, spec.shape), classify(spec.name, spec.shape)
+        return spec if by_rules == by_name else replace(spec, role=by_rules.role, depth=by_rules.depth)
+
     def skipped(self, spec: TensorSpec) -> TensorSpec:
         """The tensor, skipped if a rule says so and it is not already."""
         reason = self._first(spec.name, "skip") if spec.skip is None else None

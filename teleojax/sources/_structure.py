@@ -34,11 +34,12 @@ def structured(source: Source, *, split: bool = True, rules: Rules | None = None
         source = source if specs == tuple(source.specs) else DerivedSource(source, specs)
         plans = {s.name: parts for s in specs if (parts := rules.parts(s)) is not None}
         source, decided = with_parts(source, plans), frozenset(plans)
-    if not (in_files and split):
-        return source
-    source = split_fused(source, config_beside(source, "config.json"), keep=decided)
-    adapter = config_beside(source, "adapter_config.json")
-    return source if adapter is None else with_products(source, adapter)
+    if in_files and split:
+        source = split_fused(source, config_beside(source, "config.json"), keep=decided)
+        adapter = config_beside(source, "adapter_config.json")
+        source = source if adapter is None else with_products(source, adapter)
+    placed = source.specs if rules is None else tuple(map(rules.placed, source.specs))
+    return source if placed == tuple(source.specs) else DerivedSource(source, placed)
 
 
 def config_beside(source: Source, name: str) -> Config | None:

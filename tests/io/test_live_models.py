@@ -16,7 +16,6 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
-import torch
 from flax import nnx
 from flax.training.train_state import TrainState
 from safetensors.numpy import load_file
@@ -25,6 +24,8 @@ import teleojax as tj
 from teleojax.sources import open_source
 from teleojax.sources._torch_tensor import shared_with_jax
 from tests.io.twin import read_all
+
+torch = pytest.importorskip("torch")
 
 NARROW = {torch.bfloat16: ml_dtypes.bfloat16, torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn}
 NARROW[torch.float8_e5m2] = ml_dtypes.float8_e5m2

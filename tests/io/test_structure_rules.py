@@ -10,10 +10,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import save_file
 
 import teleojax as tj
+from teleojax.cli import run
 from teleojax.sources import PytreeSource, Source, open_source
 from teleojax.sources._compressed import open_stream
 from teleojax.sources._derived import DerivedSource
@@ -43,7 +43,7 @@ def assert_holds(source: Source, arrays: dict[str, np.ndarray]) -> None:
     """The names, shapes, bytes and statistics of these arrays, and nothing else that can be measured."""
     assert {s.name: s.shape for s in source.specs if s.skip is None} == {n: a.shape for n, a in arrays.items()}
     assert read_all(source) == {n: a.tobytes() for n, a in arrays.items()}
-    measured = tj.measure(source)
+    measured = tj.measure(source, split=False)
     assert measured.failed == {}
     for name, expected in tj.measure(arrays).items():  # what begins elsewhere in a file is summed in another order
         assert measured[name].histogram == expected.histogram
@@ -150,6 +150,7 @@ def test_what_is_not_known_for_certain_stays_whole(tmp_path: Path, config: Any, 
 
 
 def test_the_in_proj_of_torch_needs_no_configuration(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     attention = torch.nn.MultiheadAttention(24, 6)
     tensors = {name: t.numpy().copy() for name, t in attention.state_dict().items()}
@@ -180,7 +181,7 @@ def test_a_stream_is_cut_where_parts_are_contiguous(tmp_path: Path) -> None:
         assert {s.name for s in source.specs} == {f"attn.in_proj_weight.{n}" for n in "qkv"} | {
             "z.query_key_value.weight"
         }
-        measured = tj.measure(source)
+        measured = tj.measure(source, split=False)
     for name, part in parts.items():
         assert measured[f"attn.in_proj_weight.{name}"].histogram == tj.measure({"w": part})["w"].histogram
 
@@ -246,6 +247,7 @@ def test_parts_that_would_take_the_name_of_a_tensor_are_not_cut(tmp_path: Path) 
 
 
 def test_tied_tensors_of_a_checkpoint_are_counted_once(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
     embed = torch.randn(12, 4)
     torch.save({"embed.weight": embed, "lm_head.weight": embed, "part": embed[:6]}, tmp_path / "model.pt")
     source = structured(open_source(tmp_path / "model.pt"))
@@ -254,7 +256,7 @@ def test_tied_tensors_of_a_checkpoint_are_counted_once(tmp_path: Path) -> None:
         "lm_head.weight": "tied to embed.weight",
         "part": None,
     }
-    assert tj.measure(source).skipped == {"lm_head.weight": "tied to embed.weight"}
+    assert tj.measure(source, split=False).skipped == {"lm_head.weight": "tied to embed.weight"}
     alone = open_source(written(tmp_path, {"a": values(3), "empty": np.empty((0, 2), np.float32)}))
     assert once(alone) is alone
 
@@ -339,7 +341,7 @@ def test_a_product_is_the_same_wherever_windows_begin_and_takes_little_memory(tm
             assert np.array_equal(storage.window(start, stop, np.empty(stop - start, np.uint8)), whole[start:stop])
     exact = b.astype(np.float64) @ a.astype(np.float64)
     np.testing.assert_allclose(whole.view(np.float32).reshape(rows, columns), exact, rtol=1e-6, atol=1e-9)
-    measured = tj.measure(source)["q.lora_product"]
+    measured = tj.measure(source, split=False)["q.lora_product"]
     assert measured.moments.n == rows * columns
     np.testing.assert_allclose(measured.moments.mean, np.log(np.abs(exact)).mean(), rtol=1e-6)
 
@@ -470,3 +472,33 @@ def test_compressed_files_and_shards_are_cut_too(tmp_path: Path) -> None:
     source = structured(open_source(tmp_path))
     assert isinstance(source, DerivedSource)
     assert_holds(source, expected)
+
+
+# As measured and fitted
+
+
+def test_a_fit_splits_what_is_fused_and_follows_the_rules(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    fused = rng.standard_normal((3 * 64, 64)).astype(np.float32)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file({"h.0.attn.in_proj_weight": fused, "h.0.odd": fused[:5].copy()}, folder / "model.safetensors")
+    (tmp_path / "rules.toml").write_text('[[rule]]\nmatch = "odd$"\nrole = "router"\ndepth = 7\n')
+    report = tj.fit(folder, rules=tmp_path / "rules.toml")
+    split = {name: (fit.role, fit.depth, fit.size) for name, fit in report.results.items() if fit.status == "ok"}
+    parts = {f"h.0.attn.in_proj_weight.{part}": (part, 0, 64 * 64) for part in "qkv"}
+    assert split == parts | {"h.0.odd": ("router", 7, 5 * 64)}
+    assert report["h.0.attn.in_proj_weight.k"].lognormal.mu == pytest.approx(
+        np.log(np.abs(fused[64:128])).mean(), abs=1e-6
+    )
+    whole = tj.fit(folder, split=False)
+    assert whole["h.0.attn.in_proj_weight"].size == fused.size
+    # kept in a statistics file, and read by the command line
+    assert run(["measure", str(folder), "--rules", str(tmp_path / "rules.toml"), "-o", str(tmp_path / "s")]) == 0
+    assert tj.fit(tmp_path / "s")["h.0.odd"].role == "router"
+    assert run(["fit", str(folder), "--no-split", "-o", str(tmp_path / "out.jsonl")]) == 0
+    assert '"h.0.attn.in_proj_weight"' in (tmp_path / "out.jsonl").read_text()
+    assert set(tj.write_gradient(folder, tmp_path / "gradient").report.summaries) == {
+        "h.0.attn.in_proj_weight",
+        "h.0.odd",
+    }
