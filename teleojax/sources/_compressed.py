@@ -17,6 +17,7 @@ import numpy as np
 
 from teleojax._errors import CorruptInputError, InputError, MissingExtraError
 from teleojax.sources._index import TensorSpec
+from teleojax.sources._quantised import undecoded
 from teleojax.sources._safetensors import SafetensorsStream, WholeStream
 from teleojax.sources._storage import ByteStream
 
@@ -127,7 +128,9 @@ def open_stream(file: ByteStream, name: str, *, close: bool = False) -> Safetens
     try:
         stream = decompressed(file, name)
         kind = _CompressedStream if isinstance(stream, _Inside) else SafetensorsStream
-        return kind(stream, name, close=close)
+        source = kind(stream, name, close=close)
+        source.specs = undecoded(source.specs, "a stream")
+        return source
     except BaseException:
         if close:
             file.close()

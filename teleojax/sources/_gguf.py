@@ -80,8 +80,9 @@ class GgufSource:
         except ValueError:
             return TensorSpec(name, shape, f"type {entry.kind}", path, 0, 0, f"unknown type {entry.kind}")
         values, n_bytes = gguf.GGML_QUANT_SIZES[kind]
-        if (shape[-1] if shape else 1) % values:
-            raise _damaged(where, f"rows of {shape[-1]} values in blocks of {values}")
+        row = shape[-1] if shape else 1
+        if row % values:
+            raise _damaged(where, f"rows of {row} values in blocks of {values}")
         offset, nbytes = start + entry.offset, n // values * n_bytes
         if offset + nbytes > size:
             raise _damaged(where, f"{nbytes} bytes from byte {offset} on in a file of {size}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from teleojax._errors import CorruptInputError, InputError, MissingExtraError
 from teleojax.sources._index import Source, natural_key
-from teleojax.sources._safetensors import INDEX_SUFFIX, SafetensorsSource, read_index
+from teleojax.sources._safetensors import INDEX_SUFFIX, read_index
 from teleojax.sources._sharded import index_of, open_safetensors_directory
 
 FOLDER = "models--"
@@ -70,7 +70,7 @@ def _snapshot(path: Path) -> Path:
     return path / "snapshots" / commit
 
 
-def open_hub(url: str) -> SafetensorsSource:
+def open_hub(url: str) -> Source:
     """The safetensors at the top of a model on the Hub: from the cache where it is whole, else downloaded into it.
 
     `HF_HUB_OFFLINE`, `HF_HOME`, `HF_TOKEN` and `HF_ENDPOINT` mean what they mean to huggingface_hub.

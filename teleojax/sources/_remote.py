@@ -18,6 +18,7 @@ import numpy as np
 
 from teleojax._errors import CorruptInputError, InputError, MissingExtraError, TeleojaxError
 from teleojax.sources._index import Storage, TensorSpec, natural_key
+from teleojax.sources._quantised import undecoded
 from teleojax.sources._ranges import Ranges
 from teleojax.sources._safetensors import INDEX_SUFFIX, MAX_HEADER_BYTES, parse_index, read_sized_header
 
@@ -67,7 +68,8 @@ class RemoteSource:
                 )
             self._files[file.shown] = file
             specs |= {s.name: s for s in mine if wanted is None or s.name in wanted}
-        self.name, self.specs, self.storages = place.name, tuple(specs.values()), tuple(self._files)
+        self.name, self.storages = place.name, tuple(self._files)
+        self.specs = undecoded(specs.values(), "a URL")
 
     def open(self, storage: str) -> AbstractContextManager[Storage]:
         """One file, by ranges. Raises InputError when it is out of reach."""

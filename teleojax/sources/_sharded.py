@@ -12,26 +12,28 @@ from teleojax._errors import CorruptInputError, InputError
 from teleojax.sources._formats import HEAD_BYTES, TORCH_INDEX, is_torch
 from teleojax.sources._index import Source, Storage, TensorSpec, natural_key
 from teleojax.sources._open import MergedSource
+from teleojax.sources._quantised import dequantised
 from teleojax.sources._safetensors import INDEX_SUFFIX, SafetensorsSource, read_index
 from teleojax.sources._torch import TorchSource
 
 TRAINER = re.compile(r"(training_args|optimizer|optim|scheduler|scaler|rng_state.*|random_states.*)\.[a-z]+")
 
 
-def open_safetensors(path: Path) -> SafetensorsSource:
-    """The tensors of one file, or of the shards that an index names."""
-    return SafetensorsSource.from_index(path) if path.name.endswith(INDEX_SUFFIX) else SafetensorsSource([path])
+def open_safetensors(path: Path) -> Source:
+    """The tensors of one file, or of the shards that an index names; quantised ones as what they stand for."""
+    indexed = path.name.endswith(INDEX_SUFFIX)
+    return dequantised(SafetensorsSource.from_index(path) if indexed else SafetensorsSource([path]))
 
 
-def open_safetensors_directory(path: Path, entries: Sequence[Path], name: str) -> SafetensorsSource:
-    """The tensors that the directory's index names, else those of all its `*.safetensors`.
+def open_safetensors_directory(path: Path, entries: Sequence[Path], name: str) -> Source:
+    """The tensors that the directory's index names, else those of all its `*.safetensors`, as `open_safetensors` does.
 
     Raises InputError where there are several indexes and none of them has the usual name.
     """
     if index := index_of(path, entries, INDEX_SUFFIX, "model"):
-        return SafetensorsSource.from_index(index, name=name)
+        return dequantised(SafetensorsSource.from_index(index, name=name))
     shards = [p for p in entries if p.suffix.lower() == ".safetensors" and not p.is_dir()]
-    return SafetensorsSource(shards, name=name)
+    return dequantised(SafetensorsSource(shards, name=name))
 
 
 def index_of(path: Path, entries: Sequence[Path], suffix: str, usual: str) -> Path | None:
