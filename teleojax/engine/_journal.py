@@ -75,23 +75,30 @@ class Journal:
             if number == 0:
                 self._refuse_another(header, file)
             elif stats is not None:
-                self.finished[str(header["name"])] = stats
+                self.finished[str(header.get("name"))] = stats
             end = stop
         return end
 
     def _refuse_another(self, run: dict[str, Any], file: Path) -> None:
-        then, now = run.get("checkpoint", {}), self._run["checkpoint"]
-        if run.get("options") != self._run["options"]:
+        then, now, options = run.get("checkpoint"), self._run["checkpoint"], run.get("options")
+        if not isinstance(then, dict) or not isinstance(options, dict):
+            raise CorruptInputError(
+                file,
+                found="a first record that does not say which run it is of",
+                needed="the journal of an earlier run, or no file",
+                remedy="Choose another file for --resume.",
+            )
+        if options != self._run["options"]:
             raise UsageError(
                 file,
-                found=f"a run with {_listed(run.get('options', {}))}",
+                found=f"a run with {_listed(options)}",
                 needed=f"one with {_listed(self._run['options'])}",
                 remedy="Give the same options, or another file for --resume.",
             )
         if then == now:
             return
-        before = {tuple(f) for f in then.get("files", ())}
-        changed = [f for f in now["files"] if tuple(f) not in before] or now["files"]
+        before = then.get("files")
+        changed = [f for f in now["files"] if not isinstance(before, list) or f not in before] or now["files"]
         what = "other tensors" if then.get("files") == now["files"] else f"another {changed[0][0]}"
         raise UsageError(
             file,

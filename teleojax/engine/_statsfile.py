@@ -89,7 +89,12 @@ def load_statistics(path: str | Path) -> Measured:
 def _spec(header: dict[str, Any], path: Path) -> TensorSpec:
     try:
         fields = dict(header["spec"])
-        return TensorSpec(**{**fields, "shape": tuple(map(int, fields["shape"]))})
+        spec = TensorSpec(**{**fields, "shape": tuple(map(int, fields["shape"]))})
+        if not all(isinstance(text, str) for text in (spec.name, spec.dtype, spec.storage)):
+            raise TypeError("a name that is no text")
+        if not all(type(n) is int and n >= 0 for n in (*fields["shape"], spec.offset, spec.nbytes)):
+            raise ValueError("a size that is no size")
+        return spec
     except (KeyError, TypeError, ValueError) as e:
         raise CorruptInputError(
             path, found=f"a tensor record without its description ({e})", needed="name, shape and type",

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from teleojax._errors import CorruptInputError, MissingExtraError, TeleojaxError
 from teleojax.sources._index import FLOAT_DTYPES, Storage, TensorSpec, skip_reason
+from teleojax.sources._names import bounded
 from teleojax.sources._pytree import number_repeats
 from teleojax.sources._ranges import Ranges
 from teleojax.sources._storage import MappedFile
@@ -65,7 +67,7 @@ class FlaxSource:
         with MappedFile(path) as file:
             walk = _Walk(path, _Cursor(msgpack, file.window(0, file.size or 0, None)))
             try:
-                specs = list(walk.leaves())
+                specs = list(bounded(walk.leaves(), attrgetter("name"), path))
             except TeleojaxError:
                 raise
             except Exception as e:  # what msgpack raises: OutOfData, FormatError, StackError, BufferFull, ValueError

@@ -17,6 +17,7 @@ from typing import Any
 from teleojax._errors import CorruptInputError, InputError, MissingExtraError, TeleojaxError
 from teleojax.sources._hdf5_datasets import dataset_spec, library, open_dataset
 from teleojax.sources._index import Storage, TensorSpec
+from teleojax.sources._names import bounded
 from teleojax.sources._pytree import number_repeats
 from teleojax.sources._storage import MappedFile
 
@@ -38,7 +39,8 @@ class Hdf5Source:
         self._path, self._section, self.files = path, section, (path,)
         with _opened(path, section) as file:
             try:
-                found = list(_tensors(path, section[0] if section else 0, file.id))
+                tensors = _tensors(path, section[0] if section else 0, file.id)
+                found = list(bounded(tensors, lambda t: t[0].name, path))
             except TeleojaxError:
                 raise
             except Exception as e:  # the library's errors come out as Key, Value, Type, Runtime and OSError

@@ -18,7 +18,7 @@ import numpy as np
 from teleojax._errors import CorruptInputError, MissingExtraError
 from teleojax.sources._index import Storage, TensorSpec, skip_reason
 from teleojax.sources._onnx_external import external_extent
-from teleojax.sources._onnx_scan import DOUBLES, FLOATS, RAW, Found, Scan
+from teleojax.sources._onnx_scan import DOUBLES, FLOATS, RAW, Found, Scan, text
 from teleojax.sources._pytree import number_repeats
 from teleojax.sources._storage import MappedFile, Memory
 
@@ -55,10 +55,11 @@ class OnnxSource:
                 raise _damaged(path, str(e) or type(e).__name__) from e
         if not scan.graphs:
             raise _damaged(path, f"{raw.size} bytes without a graph")
-        for (_, name), n in Counter((f.graph, f.message.name) for f in found if f.message.name).items():
+        named = [text(f.message.name) for f in found]
+        for (_, name), n in Counter((f.graph, name) for f, name in zip(found, named, strict=True) if name).items():
             if n > 1:
                 raise _damaged(f"{path}: tensor {name[:120]!r}", f"{n} tensors of that name in one graph")
-        names = number_repeats(f.message.name or f"tensor{i}" for i, f in enumerate(found))
+        names = number_repeats(name or f"tensor{i}" for i, name in enumerate(named))
         self.specs = tuple(
             _with_scale(self._spec(name, f), scale) for name, f, scale in zip(names, found, scales, strict=True)
         )

@@ -7,6 +7,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from teleojax._errors import CorruptInputError, InputError
+from teleojax.sources._onnx_scan import text
 
 MAX_LOCATION = 4096  # characters of a path
 
@@ -19,7 +20,7 @@ def external_extent(
     Links are followed, but not out of the directory of the model, or of the file that it is a link to.
     Raises CorruptInputError for what leads out of it or past the end, InputError for a missing file.
     """
-    table = {e.key: e.value for e in entries}
+    table = {text(e.key): text(e.value) for e in entries}
     location = table.get("location", "")
     path = _inside(model, where, location)
     if path not in sizes:

@@ -84,7 +84,7 @@ class Scan:
                 if f.number in (SUBGRAPH, SUBGRAPHS) and f.wire == BYTES:
                     yield from self.graph(f, depth + 1)
                 elif f.number == TENSOR and f.wire == BYTES and kind == b"Constant":
-                    yield self.tensor(graph, f, name=message.output[0] if message.output else "")
+                    yield self.tensor(graph, f, name=text(message.output[0]) if message.output else "")
 
     def tensor(self, graph: int, whole: Field, *, name: str | None = None, sparse: bool = False) -> Found:
         """A tensor, parsed but for its values."""
@@ -144,3 +144,8 @@ class Scan:
         if message is None or message.data_location == TensorProto.EXTERNAL:
             return None if name else []
         return [float(v) for v in numpy_helper.to_array(message).reshape(-1)]
+
+
+def text(value: str | bytes) -> str:
+    """A string of a message, which the package gives as bytes where it is not UTF-8."""
+    return value if isinstance(value, str) else value.decode("utf-8", errors="backslashreplace")

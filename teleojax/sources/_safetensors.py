@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import reprlib
 import struct
 from collections import Counter
@@ -27,6 +28,7 @@ MAX_HEADER_BYTES = 100_000_000  # the safetensors package's own limit, so that a
 MAX_VALUES = 2**64 - 1  # sizes are u64 in the format; it also bounds the products of a hostile shape
 PIECE_BYTES = 1 << 20  # a header is read in pieces of this size, so that its claimed length is never trusted
 MAX_FILE_NAME = 255  # of every file system in use
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # in JSON
 INDEX_SUFFIX = ".safetensors.index.json"
 
 DTYPES = {  # the format's name: (NumPy / ml_dtypes name, bits a value)
@@ -314,8 +316,8 @@ def load_json(raw: bytes, where: object, what: str) -> dict[str, Any]:
 
     try:
         table = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
-        if isinstance(table, dict):
-            "".join(table).encode("utf-8")  # an escaped lone surrogate parses, and cannot be printed
+        if SURROGATE.search(raw):  # an escaped lone one parses, and cannot be printed
+            json.dumps(table, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as e:
         raise _malformed(where, f"a {what} that is not JSON in UTF-8 ({e})", "a JSON object") from e
     if not isinstance(table, dict):

@@ -12,7 +12,7 @@ from teleojax._errors import CorruptInputError, InputError
 from teleojax.sources._formats import HEAD_BYTES, TORCH_INDEX, is_torch
 from teleojax.sources._index import Source, Storage, TensorSpec, natural_key
 from teleojax.sources._open import MergedSource
-from teleojax.sources._quantised import dequantised
+from teleojax.sources._quantised import dequantised, without_quantised
 from teleojax.sources._safetensors import INDEX_SUFFIX, SafetensorsSource, read_index
 from teleojax.sources._torch import TorchSource
 
@@ -77,7 +77,7 @@ def open_torch_index(index: Path, *, name: str | None = None) -> MergedSource:
     home = read_index(index)
     parts: list[Part] = []
     for shard in sorted(set(home.values()), key=lambda s: natural_key(str(s))):
-        source = TorchSource(index.parent / shard)
+        source = _torch(index.parent / shard)
         promised = {tensor for tensor, file in home.items() if file == shard}
         if absent := sorted(promised - {s.name for s in source.specs}):
             raise CorruptInputError(
@@ -93,7 +93,11 @@ def open_torch_index(index: Path, *, name: str | None = None) -> MergedSource:
 
 def open_torch(path: Path) -> Source:
     """The tensors of one PyTorch file, or of the shards that an index names."""
-    return open_torch_index(path) if path.name.endswith(TORCH_INDEX) else TorchSource(path)
+    return open_torch_index(path) if path.name.endswith(TORCH_INDEX) else _torch(path)
+
+
+def _torch(path: Path) -> Source:
+    return without_quantised(TorchSource(path), "not dequantised from a PyTorch file: convert it to safetensors")
 
 
 def is_torch_directory(_: Path, entries: Sequence[Path]) -> bool:
@@ -106,7 +110,7 @@ def open_torch_directory(path: Path, entries: Sequence[Path], name: str) -> Sour
     if index := index_of(path, entries, TORCH_INDEX, "pytorch_model"):
         return open_torch_index(index, name=name)
     files = _torch_files(entries)
-    return MergedSource.of(files, name) if len(files) > 1 else TorchSource(files[0])
+    return MergedSource.of(files, name) if len(files) > 1 else _torch(files[0])
 
 
 def _torch_files(entries: Sequence[Path]) -> list[Path]:

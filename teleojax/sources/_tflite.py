@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from teleojax._errors import CorruptInputError, MissingExtraError, TeleojaxError
 from teleojax.sources._index import TensorSpec, skip_reason
+from teleojax.sources._names import bounded
 from teleojax.sources._pytree import number_repeats
 from teleojax.sources._storage import MappedFile
 
@@ -69,7 +71,7 @@ class TfliteSource:
                 )
             try:
                 model = tflite.Model.GetRootAs(raw, 0)
-                specs = list(_Scan(path, raw).tensors(model))
+                specs = list(bounded(_Scan(path, raw).tensors(model), attrgetter("name"), path))
             except TeleojaxError:
                 raise
             except Exception as e:  # flatbuffers follows any offset: struct, index, type and value errors come out

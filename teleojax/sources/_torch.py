@@ -8,7 +8,9 @@ tensor without a copy. Files from before PyTorch 1.6 are no archives: they are l
 
 from __future__ import annotations
 
+import io
 import re
+import reprlib
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -23,14 +25,19 @@ import numpy as np
 from teleojax._errors import CorruptInputError, InputError, MissingExtraError
 from teleojax.sources._formats import ZIP
 from teleojax.sources._index import Storage, TensorSpec, skip_reason
+from teleojax.sources._names import bounded
 from teleojax.sources._numpy import stored_offset
 from teleojax.sources._pytree import number_repeats
 from teleojax.sources._storage import MappedFile, Memory
+from teleojax.sources._torch_pickle import check_tuples
 
 LEGACY_BYTES = 1 << 30  # of a file that has to be loaded whole
+LEGACY_PICKLES = 5  # in such a file: magic number, version, machine, objects, names of the storages that follow
 PICKLE_BYTES = 1 << 28  # of the description: a million tensors take less
-MAX_DEPTH, MAX_NODES = 64, 4_000_000  # of nested containers, which a few bytes can make endless
+MAX_DEPTH, MAX_NODES = 64, 1_000_000  # of nested containers, which a few bytes can make endless
 OPTIMIZER = frozenset({"optimizer", "optimizers", "opt", "optim", "optimizer_states", "optimizer_state_dict"})
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxtuple, _short.maxstring = 2, 8, 80  # a key may hold others, and the same text many times
 CONVERT = (
     "In a process that may run the file's code, save its weights alone: torch.save(model.state_dict(), PATH), "
     "or convert them to safetensors."
@@ -143,10 +150,12 @@ def _members(path: Path) -> dict[int, int] | None:
                         needed=f"at most {LEGACY_BYTES} of that format, which cannot be read in parts",
                         remedy="Save it again: torch.save(torch.load(PATH, weights_only=True), NEW).",
                     )
+                f.seek(0)
+                check_tuples(f, LEGACY_PICKLES)
                 return None
             with zipfile.ZipFile(f) as archive:
                 infos = {i.filename.partition("/")[2]: i for i in archive.infolist()}
-                _require_weights(path, infos)
+                _require_weights(path, archive, infos)
                 if "byteorder" in infos and archive.read(infos["byteorder"].filename) == b"big":
                     raise InputError(
                         path, found="big-endian values", needed="little-endian ones",
@@ -164,17 +173,22 @@ def _members(path: Path) -> dict[int, int] | None:
         raise _damaged(path, e) from e
 
 
-def _require_weights(path: Path, infos: dict[str, zipfile.ZipInfo]) -> None:
+def _require_weights(path: Path, archive: zipfile.ZipFile, infos: dict[str, zipfile.ZipInfo]) -> None:
     if "constants.pkl" in infos:
         raise InputError(
             path, found="a TorchScript archive, which is a program", needed="weights alone",
             remedy="Save them: torch.save(torch.jit.load(PATH).state_dict(), NEW).",
         )  # fmt: skip
-    if "data.pkl" in infos and infos["data.pkl"].file_size > PICKLE_BYTES:
+    # PyTorch takes the version and whatever else it looks at whole into memory, as it does the description
+    described = [i for i in archive.infolist() if not i.filename.partition("/")[2].startswith("data/")]
+    if (size := max((i.file_size for i in described), default=0)) > PICKLE_BYTES:
         raise CorruptInputError(
-            path, found=f"a description of {infos['data.pkl'].file_size} bytes", needed=f"at most {PICKLE_BYTES}",
+            path, found=f"a description of {size} bytes", needed=f"at most {PICKLE_BYTES}",
             remedy="Save the tensors alone, without other objects.",
         )  # fmt: skip
+    for info in described:
+        if info.filename.lower().endswith("data.pkl"):  # PyTorch looks for the name in any case
+            check_tuples(io.BytesIO(archive.read(info)), 1)
 
 
 def _load(path: Path, device: str, *, mapped: bool = False) -> Any:
@@ -199,7 +213,8 @@ def _load(path: Path, device: str, *, mapped: bool = False) -> Any:
 
 def _leaves(tree: Any, path: Path) -> Iterator[_Leaf]:
     found = list(_walk(tree, (), path))
-    names = number_repeats(".".join(keys) if keys else path.stem for keys, _ in found)
+    joined = (".".join(keys) if keys else path.stem for keys, _ in found)
+    names = number_repeats(bounded(joined, str, path))
     whole = isinstance(tree, dict) and {"state", "param_groups"} <= set(tree)  # an optimizer saved by itself
     for name, (keys, tensor) in zip(names, found, strict=True):
         yield _Leaf(name, tensor, whole or (len(keys) > 1 and keys[0] in OPTIMIZER))
@@ -222,9 +237,14 @@ def _walk(tree: Any, keys: tuple[str, ...], path: Path) -> Iterator[tuple[tuple[
         if isinstance(node, torch.Tensor):
             yield keys, node
         elif isinstance(node, dict):
-            stack += [((*keys, str(k)), v) for k, v in reversed(node.items())]
+            stack += [((*keys, _key_name(k)), v) for k, v in reversed(node.items())]
         elif isinstance(node, list | tuple):
             stack += [((*keys, str(i)), v) for i, v in reversed(list(enumerate(node)))]
+
+
+def _key_name(key: Any) -> str:
+    """A key as part of a name: on its own terms if it is text, else in short."""
+    return key.encode("utf-8", "backslashreplace").decode() if isinstance(key, str) else _short.repr(key)
 
 
 def _is_placed(t: Any) -> bool:
