@@ -11,7 +11,7 @@ import numpy as np
 from teleojax._errors import ProcessLostError, UsageError
 
 HEARTBEAT_SECONDS = 20  # after so long without a sign of life a process counts as lost, and JAX ends the others
-CHUNK_BYTES = 1 << 26  # sent by each process at once, and held n-fold on every device meanwhile
+CHUNK_BYTES = 1 << 28  # sent by all processes together at once, and held on every device meanwhile
 
 
 def initialize(
@@ -84,13 +84,14 @@ def gather(message: bytes) -> list[bytes]:
     length = np.asarray([len(message)], np.int64).view(np.uint32)  # JAX has no 64-bit integers by default
     lengths = _allgather(length).view(np.int64).reshape(-1).tolist()
     received: list[list[bytes]] = [[] for _ in lengths]
-    for start in range(0, max(lengths), CHUNK_BYTES):
-        width = 1 << (min(CHUNK_BYTES, max(lengths) - start) - 1).bit_length()  # few sizes: each is a program
+    most = max(1, CHUNK_BYTES // len(lengths))
+    for start in range(0, max(lengths), most):
+        width = 1 << (min(most, max(lengths) - start) - 1).bit_length()  # few sizes: each is a program
         chunk = np.zeros(width, np.uint8)
-        mine = np.frombuffer(message, np.uint8)[start : start + width]
+        mine = np.frombuffer(message, np.uint8)[start : start + most]
         chunk[: len(mine)] = mine
         for parts, length, arrived in zip(received, lengths, _allgather(chunk), strict=True):
-            parts.append(arrived[: max(0, length - start)].tobytes())
+            parts.append(arrived[: max(0, min(most, length - start))].tobytes())
     return [b"".join(parts) for parts in received]
 
 

@@ -22,8 +22,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import teleojax as tj
-from teleojax.cli import run
 from teleojax import OutputError
+from teleojax.cli import run
 from teleojax.report._shards import INDEX, OutputTensor, plan_shards, refuse_output
 from teleojax.sources._safetensors import DTYPES
 from tests.arrays import PackedSource
