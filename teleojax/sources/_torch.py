@@ -91,7 +91,7 @@ class TorchSource:
         return {leaf.name: leaf for leaf in _leaves(tree, self._path)}
 
     def _spec(self, leaf: _Leaf) -> TensorSpec:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
         t = leaf.tensor
         own = f"{self._path}:{leaf.name}"
@@ -192,7 +192,7 @@ def _require_weights(path: Path, archive: zipfile.ZipFile, infos: dict[str, zipf
 
 
 def _load(path: Path, device: str, *, mapped: bool = False) -> Any:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch, about its own classes in old files
@@ -222,7 +222,7 @@ def _leaves(tree: Any, path: Path) -> Iterator[_Leaf]:
 
 def _walk(tree: Any, keys: tuple[str, ...], path: Path) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Paths and tensors, in the order of the containers."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     visited = 0
     stack: list[tuple[tuple[str, ...], Any]] = [(keys, tree)]
@@ -249,7 +249,7 @@ def _key_name(key: Any) -> str:
 
 def _is_placed(t: Any) -> bool:
     """Whether a description says where the values are, or there are none to place."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     return t.is_nested or t.layout != torch.strided or t.numel() == 0 or _offset(t) is not None
 
@@ -278,7 +278,7 @@ def _repeats(t: Any) -> bool:
 
 
 def _bytes_of(t: Any) -> np.ndarray:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     return t.detach().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
 

@@ -88,7 +88,7 @@ def shared_with_jax(t: Any) -> Any:
 
 def _unreadable(t: Any) -> str | None:
     """Why not even shape and type of a tensor are of use; None if they are."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     if torch.nn.parameter.is_lazy(t):
         return "lazy parameter without values"
@@ -116,7 +116,7 @@ def _memory(t: Any) -> Memory:
 
 def _viewed(t: Any, dtype: np.dtype) -> np.ndarray:
     """The values of a tensor on the host, in place. NumPy knows some types only by the integers of their width."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     if dtype.isbuiltin == 1:
         return t.numpy()
