@@ -64,7 +64,7 @@ class TorchSource:
 
     def __init__(self, path: Path) -> None:
         try:
-            import torch  # noqa: F401
+            import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
         except ImportError as e:
             raise MissingExtraError(path, package="torch", extra="torch") from e
         self._path = path
