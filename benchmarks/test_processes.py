@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,20 @@ def workers(checkpoint: Checkpoint, n: int) -> Iterator[subprocess.Popen[str]]:
             process.communicate(timeout=60)
 
 
-@pytest.mark.skipif(len(CORES) < 2, reason="two cores are needed, and a system that can give a process one of them")
+def told(first: subprocess.Popen[str], line: str) -> tuple[int, float]:
+    """What the processes answer to a line."""
+    assert first.stdin is not None
+    assert first.stdout is not None
+    first.stdin.write(f"{line}\n")
+    first.stdin.flush()
+    amount, means = first.stdout.readline().split()
+    return int(amount), float(means)
+
+
+TWO_CORES = pytest.mark.skipif(len(CORES) < 2, reason="two cores, and a system that can give a process one of them")
+
+
+@TWO_CORES
 def test_two_processes(checkpoint: Checkpoint, race: Runner, sizes: Sizes) -> None:
     tensors = list(checkpoint.tensors().values())
     moments = [log_moments(tensor) for tensor in tensors]
@@ -48,16 +62,7 @@ def test_two_processes(checkpoint: Checkpoint, race: Runner, sizes: Sizes) -> No
     with ExitStack() as stack:
 
         def contestant(name: str, n: int, note: str) -> Contestant:
-            first = stack.enter_context(workers(checkpoint, n))
-
-            def run() -> tuple[int, float]:
-                assert first.stdin is not None
-                assert first.stdout is not None
-                first.stdin.write("go\n")
-                first.stdin.flush()
-                n_found, means = first.stdout.readline().split()
-                return int(n_found), float(means)
-
+            run = partial(told, stack.enter_context(workers(checkpoint, n)), "measure")
             return Contestant(name, run, expected, n_values, checkpoint.n_bytes, note=note)
 
         contestants = [
@@ -65,3 +70,14 @@ def test_two_processes(checkpoint: Checkpoint, race: Runner, sizes: Sizes) -> No
             contestant("1 process", 1, "one core"),
         ]
         race("processes", contestants, dtype="bfloat16", rounds=sizes.rounds)
+
+
+@TWO_CORES
+def test_exchange(checkpoint: Checkpoint, race: Runner, sizes: Sizes) -> None:
+    """Every process sends as much as the statistics of some thousand tensors, to all."""
+    each = (1 << 20 if sizes.quick else 1 << 25) - 1
+    with workers(checkpoint, 2) as first:
+        contestant = Contestant(
+            "2 processes", partial(told, first, str(each)), (2 * each, 0), 0, 2 * each, note="messages over loopback"
+        )
+        race("exchange", [contestant], rounds=sizes.rounds, bound_by_memory=False)
