@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench fuzz lint clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -34,6 +34,9 @@ test: $(VENV)/.test  ## the whole suite
 
 bench: $(VENV)/.bench  ## measure speed beside the memory limit and peers; ARGS=--large for 8 GiB, ARGS=--quick for a trial
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+fuzz: $(VENV)/.fuzz  ## hostile bytes against every reader; SECONDS=1800 for longer, ARGS='--targets npz torch' for some
+	$(BIN)/python -m tests.fuzz.fuzz_readers --seconds $(or $(SECONDS),120) $(ARGS)
 
 lint: $(VENV)/.lint  ## format, style and types
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ from teleojax.stats._codec import each_record, pack, record, unpack
 from teleojax.stats._tensor import merge
 
 MAGIC = b"teleojax statistics 1\n"
+MAX_RANK = 64  # NumPy's limit
 
 
 def dump_statistics(measured: Measured) -> bytes:
@@ -89,12 +90,13 @@ def load_statistics(path: str | Path) -> Measured:
 def _spec(header: dict[str, Any], path: Path) -> TensorSpec:
     try:
         fields = dict(header["spec"])
-        spec = TensorSpec(**{**fields, "shape": tuple(map(int, fields["shape"]))})
-        if not all(isinstance(text, str) for text in (spec.name, spec.dtype, spec.storage)):
+        shape = tuple(fields["shape"])
+        if not all(isinstance(fields[key], str) for key in ("name", "dtype", "storage")):
             raise TypeError("a name that is no text")
-        if not all(type(n) is int and n >= 0 for n in (*fields["shape"], spec.offset, spec.nbytes)):
+        sizes = (*shape, fields["offset"], fields["nbytes"])
+        if len(shape) > MAX_RANK or not all(type(n) is int and 0 <= n < 2**64 for n in sizes):
             raise ValueError("a size that is no size")
-        return spec
+        return TensorSpec(**{**fields, "shape": shape})
     except (KeyError, TypeError, ValueError) as e:
         raise CorruptInputError(
             path, found=f"a tensor record without its description ({e})", needed="name, shape and type",

@@ -189,6 +189,10 @@ def _require_weights(path: Path, archive: zipfile.ZipFile, infos: dict[str, zipf
     for info in described:
         if info.filename.lower().endswith("data.pkl"):  # PyTorch looks for the name in any case
             check_tuples(io.BytesIO(archive.read(info)), 1)
+        elif info.filename.lower().endswith(".storage_alignment"):
+            text = archive.read(info)[:40]
+            if not re.fullmatch(rb"0*[1-9][0-9]{0,8}", text):  # PyTorch divides by it, and 0 ends the process
+                raise ValueError(f"a storage alignment of {text!r}")
 
 
 def _load(path: Path, device: str, *, mapped: bool = False) -> Any:

@@ -23,6 +23,7 @@ from teleojax.sources._tensorstore import ArrayLayout, TensorStoreStorage, array
 NODES = ("zarr.json", ".zarray", ".zgroup")
 MAX_DEPTH = 64  # of groups in groups
 MAX_NODES = 1_000_000
+MAX_RANK = 64  # NumPy's limit
 MAX_JSON_BYTES = 16 << 20  # of the metadata of one node, attributes included
 KINDS = {"b": "bool", "i": "int", "u": "uint", "c": "complex", "m": "timedelta", "M": "datetime", "O": "object"}
 TYPE2 = re.compile(r"[<>|=]?([a-zA-Z])([0-9]*)(\[[a-z]+\])?")  # of version 2: byte order, kind, bytes a value, unit
@@ -206,7 +207,7 @@ def _spec(
     if isinstance(found, Exception):  # of a byte, so that it is opened, which says what is wrong
         return TensorSpec(name, (), "unknown", storage, 0, 1)
     shape = metadata.get("shape")
-    sizes = tuple(n for n in shape if type(n) is int and n >= 0) if isinstance(shape, list) else ()
+    sizes = tuple(n for n in shape[:MAX_RANK] if type(n) is int and 0 <= n < 2**64) if isinstance(shape, list) else ()
     return TensorSpec(name, sizes, dtype[:100], storage, 0, 0, found)
 
 

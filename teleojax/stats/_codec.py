@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 
 from teleojax._errors import CorruptInputError
-from teleojax.stats._bithist import BitHistogram, float_dtype
+from teleojax.sources._index import FLOAT_DTYPES
+from teleojax.stats._bithist import BitHistogram, magnitude_mask, pattern_values
 from teleojax.stats._cells import CellCounts
 from teleojax.stats._logmoments import LogMoments
 from teleojax.stats._tensor import TensorStats
 
 LENGTH = struct.Struct("<I")
 FRAME = struct.Struct("<QI")  # of a record: length of the payload, its CRC-32
+MOST_VALUES = 1 << 62  # so that the counts of two files can be added
+FAULTS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, struct.error, zlib.error)
 LARGEST = 1 << 28  # bytes that a payload may unpack to: a tensor of 100 groups with every pattern occupied takes less
 
 
@@ -40,10 +43,11 @@ def unpack(payload: bytes, where: str) -> tuple[dict[str, Any], TensorStats | No
             raise ValueError(f"more than {LARGEST} bytes, or an incomplete record")
         (length,) = LENGTH.unpack_from(raw)
         header = json.loads(raw[LENGTH.size : LENGTH.size + length])
+        json.dumps(header, ensure_ascii=False).encode()  # an escaped lone surrogate parses, and cannot be printed
         described = header.pop("stats")
         arrays = _Arrays(memoryview(raw)[LENGTH.size + length :])
         stats = None if described is None else _restore(described, arrays)
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error, zlib.error, OverflowError) as e:
+    except FAULTS as e:
         raise CorruptInputError(
             where,
             found=f"a record that does not hold statistics ({type(e).__name__}: {e})",
@@ -82,7 +86,7 @@ def _describe(stats: TensorStats, arrays: list[np.ndarray]) -> dict[str, Any]:
 
 
 def _restore(described: dict[str, Any], arrays: _Arrays) -> TensorStats:
-    moments = LogMoments(**{name: _number(value) for name, value in described["moments"].items()})
+    moments = LogMoments(**{name: _number(name, value) for name, value in described["moments"].items()})
     histogram = cells = None
     if "histogram" in described:
         h = described["histogram"]
@@ -92,16 +96,22 @@ def _restore(described: dict[str, Any], arrays: _Arrays) -> TensorStats:
     if "cells" in described:
         lower, upper = arrays.take("float64", described["cells"]), arrays.take("float64", described["cells"])
         cells = CellCounts(lower, upper, arrays.take("int64", described["cells"]))
+        if not (np.all((lower >= 0) & (lower < upper)) and np.all(cells.counts > 0)):
+            raise ValueError("cells that hold nothing")
     groups = tuple(_restore(group, arrays) for group in described.get("groups", ()))
     return TensorStats(moments, histogram, groups, cells)
 
 
-def _number(value: Any) -> Any:
-    return value if isinstance(value, int) else float.fromhex(value)
+def _number(name: str, value: Any) -> Any:
+    if not name.startswith("n"):
+        return float.fromhex(value)
+    if type(value) is not int or not 0 <= value <= MOST_VALUES:
+        raise ValueError(f"{name} = {value!r}")
+    return value
 
 
 def _known(dtype: Any) -> str:
-    if not isinstance(dtype, str) or not (dtype == "int8" or float_dtype(dtype).kind in "fV"):
+    if dtype not in FLOAT_DTYPES | {"int8"}:
         raise ValueError(f"type {dtype!r}")
     return dtype
 
@@ -111,8 +121,19 @@ def _check(histogram: BitHistogram, moments: LogMoments) -> None:
     rising = bool(np.all(np.diff(histogram.keys) > 0)) and (not len(histogram.keys) or histogram.keys[0] >= 0)
     if not rising or bool(np.any(histogram.counts <= 0)) or histogram.n != moments.n:
         raise ValueError("counts that do not agree with the moments")
-    if not 0 <= histogram.drop < histogram.bits or not math.isfinite(histogram.scale):
+    if not 0 <= histogram.drop < histogram.bits or not 0 < histogram.scale < math.inf:
         raise ValueError("an impossible cell width")
+    if len(histogram.keys) and not _is_number(histogram):
+        raise ValueError("a cell without a number in it")
+
+
+def _is_number(histogram: BitHistogram) -> bool:
+    """Whether the first cell can hold something other than zero, and the last something finite."""
+    first, last = histogram.keys[:1], histogram.keys[-1:]
+    most = 128 if histogram.dtype == "int8" else magnitude_mask(histogram.dtype)
+    if (histogram.drop == 0 and first[0] == 0) or last[0] > most >> histogram.drop:
+        return False
+    return histogram.dtype == "int8" or bool(np.isfinite(pattern_values(histogram.dtype, last << histogram.drop))[0])
 
 
 def each_record(raw: memoryview, start: int) -> Iterator[tuple[int, bytes]]:

@@ -263,3 +263,9 @@ def test_without_msgpack(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "msgpack", None)
     with pytest.raises(MissingExtraError, match=r"teleojax\[flax\]"):
         tj.measure(path)
+
+
+def test_a_long_key_over_many_leaves_is_refused(tmp_path):
+    path = write(tmp_path, packed({"x" * 1_000_000: [0] * 100}))
+    with pytest.raises(CorruptInputError, match="names without end"):
+        open_source(path)

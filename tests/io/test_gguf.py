@@ -252,6 +252,7 @@ def header(tensors: list[tuple[bytes, tuple[int, ...], int, int]], *, version: i
         (header([(b"w", (16,), 0, 0), (b"v", (8,), 0, 32)]) + b"\0" * 64, "overlap"),
         (header([(b"w", (8,) * 5, 0, 0)]), "5 dimensions"),
         (header([(b"w", (33,), 2, 0)]) + b"\0" * 64, "rows of 33 values in blocks of 32"),
+        (header([(b"w", (), 2, 0)]) + b"\0" * 64, "rows of 1 values in blocks of 32"),
         (header([(b"\xff", (8,), 0, 0)]) + b"\0" * 32, "holds no text"),
         (header([], n=2**64 - 1), "18446744073709551615 tensors"),
         (header([], n=2**20), "ends early"),

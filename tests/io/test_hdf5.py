@@ -308,3 +308,14 @@ def test_a_file_that_may_not_be_read(tmp_path):
         open_source(tmp_path / "m.h5")
     with pytest.raises(InputError, match=r"m\.h5"):
         Hdf5Source(tmp_path / "m.h5")
+
+
+def test_long_paths_of_many_datasets_are_refused(tmp_path):
+    with h5py.File(tmp_path / "m.h5", "w") as f:
+        group = f
+        for _ in range(40):
+            group = group.create_group("x" * 60_000)
+        for i in range(40):
+            group[str(i)] = np.zeros(1, np.float32)
+    with pytest.raises(CorruptInputError, match="names without end"):
+        open_source(tmp_path / "m.h5")

@@ -138,6 +138,13 @@ def test_scales_that_are_computed_or_differ(tmp_path: Path) -> None:
     assert {s.name: s.skip for s in open_source(write(tmp_path / "m.onnx", same, twice)).specs}["q"] is None
 
 
+def test_a_name_that_is_not_utf_8_is_escaped(tmp_path: Path) -> None:
+    constant = helper.make_node("Constant", [], ["CCCC"], value=named("", W))
+    path = write(tmp_path / "m.onnx", [named("NNNN", W)], [constant])
+    path.write_bytes(path.read_bytes().replace(b"NNNN", b"N\xccNN").replace(b"CCCC", b"\xffCCC"))
+    assert read_values(open_source(path)) == {r"N\xccNN": W.tobytes(), r"\xffCCC": W.tobytes()}
+
+
 # External data
 
 
@@ -192,6 +199,13 @@ def test_links_are_followed_inside_alone(tmp_path: Path) -> None:
     (tmp_path / "model" / "w.bin").unlink()
     (tmp_path / "model" / "w.bin").symlink_to("w.bin")
     with pytest.raises(TeleojaxError, match=r"w\.bin"):
+        open_source(path)
+
+
+def test_a_location_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    path = external(tmp_path, location="w.bin")
+    path.write_bytes(path.read_bytes().replace(b"w.bin", b"\xff.bin"[:5]))
+    with pytest.raises(CorruptInputError, match="external data in"):
         open_source(path)
 
 

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 import teleojax as tj
 from teleojax.cli import run
+from teleojax.stats._codec import each_record, pack, record, unpack
 from tests.sharding.processes import FIT, environment, finish, lines
 
 KILLS = 20
@@ -216,6 +217,27 @@ def test_a_file_that_is_no_journal_is_left_alone(
     assert run(["fit", str(model), "--resume", str(tmp_path / "notes")]) == 3
     assert "needed the journal of an earlier run, or no file" in capsys.readouterr().err
     assert (tmp_path / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "run", [{}, {"checkpoint": 1, "options": {}}, {"checkpoint": {"files": [3]}, "options": 1}], ids=str
+)
+def test_a_first_record_without_sense_is_said(model: Path, tmp_path: Path, run: dict) -> None:
+    (tmp_path / "journal").write_bytes(b"teleojax journal 1\n" + record(pack({"kind": "run", **run})))
+    with pytest.raises(tj.CorruptInputError, match="does not say which run"):
+        tj.measure(model, resume=tmp_path / "journal")
+
+
+@pytest.mark.parametrize("files", [3, None, [3], [["a", []]]], ids=str)
+def test_a_run_on_files_that_are_none_is_refused(model: Path, tmp_path: Path, files: object) -> None:
+    tj.measure(model, resume=tmp_path / "good", include="layer.1.float16")
+    raw = memoryview((tmp_path / "good").read_bytes())
+    _, payload = next(each_record(raw, len(b"teleojax journal 1\n")))
+    header, _ = unpack(payload, "good")
+    header["checkpoint"] = {"files": files}
+    (tmp_path / "journal").write_bytes(b"teleojax journal 1\n" + record(pack(header)))
+    with pytest.raises(tj.UsageError, match=r"another shard0\.safetensors"):
+        tj.measure(model, resume=tmp_path / "journal")
 
 
 def test_arrays_in_memory_and_streams_cannot_be_resumed(tmp_path: Path) -> None:

@@ -576,3 +576,14 @@ def test_a_file_that_may_not_be_opened(tmp_path, monkeypatch):
 
 def test_a_spec_counts_scalars():
     assert TensorSpec("a", (), "float32", "s", 0, 4).size == 1
+
+
+@pytest.mark.parametrize("header", [{"w": entry("\ud800")}, {"__metadata__": {"a": "\udfff"}, "w": entry()}], ids=str)
+def test_text_that_is_half_a_character_is_refused(tmp_path: Path, header: dict) -> None:
+    (tmp_path / "m.safetensors").write_bytes(file_bytes(header, bytes(8)))
+    with pytest.raises(CorruptInputError, match="not JSON in UTF-8"):
+        SafetensorsSource([tmp_path / "m.safetensors"])
+    with pytest.raises(SafetensorError):
+        safe_open(tmp_path / "m.safetensors", "numpy")
+    (tmp_path / "m.safetensors").write_bytes(file_bytes({"\U0001f600": entry()}, bytes(8)))
+    assert SafetensorsSource([tmp_path / "m.safetensors"]).specs[0].name == "\U0001f600"

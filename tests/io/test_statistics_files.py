@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import ml_dtypes
@@ -123,6 +126,10 @@ def test_flipped_bits_are_said(file: Path, tmp_path: Path) -> None:
             tj.load_statistics(damaged)
 
 
+SPEC = {"name": "w", "shape": [8], "dtype": "float32", "storage": "f", "offset": 0, "nbytes": 32}
+DEEP = "nested past the recursion limit"
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -130,15 +137,62 @@ def test_flipped_bits_are_said(file: Path, tmp_path: Path) -> None:
         {"kind": "tensor", "spec": {"name": "w"}},
         {"kind": "tensor", "spec": {"shape": [-1], "unknown": 1}},
         {"kind": "tensor", "spec": None},
+        {"kind": "tensor", "spec": SPEC | {"name": 3}},
+        {"kind": "tensor", "spec": SPEC | {"name": "\ud800"}},
+        {"kind": "tensor", "spec": SPEC | {"shape": ["8"]}},
+        {"kind": "tensor", "spec": SPEC | {"nbytes": 1.5}},
+        {"kind": "tensor", "spec": SPEC | {"shape": [1] * 65}},
+        {"kind": "tensor", "spec": SPEC | {"shape": [2**64]}},
+        {"kind": "tensor", "spec": SPEC | {"shape": [math.inf]}},
+        {"kind": "tensor", "deep": DEEP},
     ],
-    ids=str,
+    ids=lambda body: str(body)[:40].encode("ascii", "replace").decode(),
 )
 def test_well_formed_records_without_sense_are_said(tmp_path: Path, body: dict) -> None:
-    parts = [pack({"kind": "source", "name": "x"}), pack(body), pack({"kind": "end", "tensors": 1})]
+    parts = [pack({"kind": "source", "name": "x"}), packed(body), pack({"kind": "end", "tensors": 1})]
     path = tmp_path / "odd.stats"
     path.write_bytes(b"teleojax statistics 1\n" + b"".join(map(record, parts)))
     with pytest.raises(tj.CorruptInputError, match=r"odd\.stats"):
         tj.load_statistics(path)
+
+
+def packed(header: dict, arrays: bytes = b"") -> bytes:
+    """A record of any JSON, as `pack` would write it."""
+    text = json.dumps({"stats": None, **header}).replace(f'"{DEEP}"', "[" * 100_000).encode()
+    return zlib.compress(len(text).to_bytes(4, "little") + text + arrays)
+
+
+MOMENTS = {"n": 1, "n_zero": 0, "n_nonfinite": 0, "n_negative": 0} | dict.fromkeys(
+    ("mean", "m2", "m3", "m4", "sum_x", "sum_x2", "min", "max"), (1.0).hex()
+)
+HISTOGRAM = {"dtype": "float32", "drop": 0, "scale": (1.0).hex(), "cells": 1}
+
+
+@pytest.mark.parametrize(
+    ("stats", "key", "words"),
+    [
+        ({"moments": MOMENTS}, 1, None),
+        ({"moments": MOMENTS, "histogram": HISTOGRAM}, 1, None),
+        ({"moments": MOMENTS | {"n": 10**30}}, 1, "n = 10"),
+        ({"moments": MOMENTS | {"n": -1}}, 1, "n = -1"),
+        ({"moments": MOMENTS | {"n": (1.0).hex()}}, 1, "n = '0x1"),
+        ({"moments": MOMENTS | {"mean": 1}}, 1, "TypeError"),
+        ({"moments": MOMENTS, "histogram": HISTOGRAM}, 0, "a cell without a number in it"),
+        ({"moments": MOMENTS, "histogram": HISTOGRAM}, 0x7F800000, "a cell without a number in it"),
+        ({"moments": MOMENTS, "histogram": HISTOGRAM}, 1 << 40, "a cell without a number in it"),
+        ({"moments": MOMENTS, "histogram": HISTOGRAM | {"scale": (0.0).hex()}}, 1, "an impossible cell width"),
+        ({"moments": MOMENTS, "histogram": HISTOGRAM | {"dtype": "f4,f4"}}, 1, "type 'f4,f4'"),
+        ({"moments": MOMENTS, "histogram": HISTOGRAM | {"dtype": "finfo"}}, 1, "type 'finfo'"),
+        ({"moments": MOMENTS, "cells": 1}, 1, "cells that hold nothing"),
+    ],
+)
+def test_numbers_that_no_measurement_gives_are_refused(stats: dict, key: int, words: str | None) -> None:
+    payload = packed({"stats": stats}, np.asarray([key, 1, 1], "<i8").tobytes())
+    if words is None:
+        assert unpack(payload, "here")[1] is not None
+    else:
+        with pytest.raises(tj.CorruptInputError, match=re.escape(words)):
+            unpack(payload, "here")
 
 
 def test_counts_that_do_not_agree_are_refused() -> None:

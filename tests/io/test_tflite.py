@@ -308,3 +308,13 @@ def test_int8_with_a_scale_is_measured_as_numbers(tmp_path):
     assert abs(fit.kl_nats - unrounded.kl_nats) < 4 * fit.kl_se + 0.003
     along = tj.fit(path, axis=0)["w"]
     np.testing.assert_allclose(along.mu[7], np.log(np.abs(values[700:800][values[700:800] != 0])).mean(), rtol=1e-5)
+
+
+def test_names_that_take_more_than_they_may_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = [Tensor(f"name{i}", (1,), T.FLOAT32, i + 1) for i in range(3)]
+    raw = build([tensors], [b"", *(bytes(4) for _ in tensors)])
+    monkeypatch.setattr("teleojax.sources._names.MOST_CHARACTERS", 15)
+    assert len(opened(tmp_path, raw).specs) == 3
+    monkeypatch.setattr("teleojax.sources._names.MOST_CHARACTERS", 14)
+    with pytest.raises(CorruptInputError, match="names without end"):
+        opened(tmp_path, raw)

@@ -370,3 +370,15 @@ def test_keys_that_are_no_text_and_odd_text_are_named(tmp_path: Path) -> None:
     tree = {"\ud800": W, ("a", 1): W + 1, 3: W + 3, "x" * 300: W + 4, None: W + 5}
     names = {r"\ud800", "('a', 1)", "3", "x" * 300, "None"}
     assert {s.name for s in open_source(save(tmp_path / "m.pt", tree)).specs} == names
+
+
+@pytest.mark.parametrize("alignment", [b"0", b"-8", b"", b"x", b"9" * 30])
+def test_an_alignment_that_ends_the_process_is_refused(tmp_path: Path, alignment: bytes) -> None:
+    whole = save(tmp_path / "whole.pt", {"w": W})
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(tmp_path / "m.pt", "w") as made:
+        for info in source.infolist():
+            is_it = info.filename.endswith(".storage_alignment")
+            made.writestr(info.filename, alignment if is_it else source.read(info))
+    assert open_source(whole).specs
+    with pytest.raises(CorruptInputError, match="a storage alignment of"):
+        open_source(tmp_path / "m.pt")

@@ -262,3 +262,11 @@ def test_what_is_not_there(tmp_path, version, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorstore", None)
     with pytest.raises(MissingExtraError, match=r"teleojax\[zarr\]"):
         open_source(tmp_path / "g")
+
+
+def test_the_shape_of_what_is_skipped_is_bounded_too(tmp_path):
+    shape = ",".join(["9" * 4000] * 100)  # whose product would be computed for a report
+    metadata = f'{{"zarr_format": 2, "dtype": "<i4", "chunks": [1], "order": "C", "shape": [{shape}]}}'
+    (tmp_path / ".zarray").write_text(metadata)
+    (spec,) = open_source(tmp_path).specs
+    assert (spec.shape, spec.skip) == ((), "integer type int32")
