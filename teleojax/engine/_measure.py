@@ -142,7 +142,7 @@ def measure(
     own statistics are their merge: the same counts, moments equal up to rounding. Where the stretches end is a function
     of size and G alone. The results take up to G times the memory: with G = 20 about 1 MB a tensor, 4 MB in float16.
 
-    With `cells` the rounding cells of tensors that are stored in few bits with a scale a block (GGUF, GPTQ, nf4, ...) are
+    With `cells` the rounding cells of tensors that are stored in few bits with a scale a block (GGUF, GPTQ, nf4) are
     gathered too, in a second reading that takes three times as long: `TensorStats.cells`, which method "interval" of
     `fit` needs.
 
