@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -138,8 +139,10 @@ def files_of(source: Source) -> tuple[Path, ...]:
 
     Its `files` if it has them, else those of its storages that are named by a path; none for a stream or for arrays.
     """
-    files: tuple[Path, ...] = getattr(source, "files", ())
-    return files or tuple(path for storage in source.storages if (path := Path(storage)).is_file())
+    files: tuple[Path, ...] | None = getattr(source, "files", None)
+    if files is not None:
+        return files
+    return tuple(Path(s) for s in source.storages if os.path.isfile(s))  # noqa: PTH113  # false for what is no path
 
 
 def by_storage(specs: Iterable[TensorSpec]) -> dict[str, list[TensorSpec]]:

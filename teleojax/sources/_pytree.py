@@ -41,7 +41,7 @@ class PytreeSource:
         first = {id(leaf): n for n, leaf in reversed(named)}
         specs = [(_spec(n, leaf, name, first), leaf) for n, leaf in named]
         self._arrays = {spec.storage: leaf for spec, leaf in specs if spec.skip is None}
-        self.name = name
+        self.name, self.files = name, ()
         self.specs = tuple(spec for spec, _ in specs)
         self.storages = tuple(spec.storage for spec in self.specs)
 

@@ -68,7 +68,7 @@ class RemoteSource:
                 )
             self._files[file.shown] = file
             specs |= {s.name: s for s in mine if wanted is None or s.name in wanted}
-        self.name, self.storages = place.name, tuple(self._files)
+        self.name, self.storages, self.files = place.name, tuple(self._files), ()
         self.specs = undecoded(specs.values(), "not dequantised from a URL: download the files")
 
     def open(self, storage: str) -> AbstractContextManager[Storage]:

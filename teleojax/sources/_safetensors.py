@@ -142,7 +142,7 @@ class SafetensorsStream:
     def __init__(self, file: ByteStream, name: str = "stdin", *, close: bool = False) -> None:
         self._file, self._close = file, close
         self.specs, self._position, self.end = read_header(_reader(file, name), name, name)
-        self.name, self.storages = name, (name,)
+        self.name, self.storages, self.files = name, (name,), ()
 
     def __del__(self) -> None:
         if self._close and not self._opened:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from teleojax._errors import InputError
-from teleojax.sources._index import Source
+from teleojax.sources import open_source
+from teleojax.sources._index import Source, files_of
 from teleojax.sources._pytree import PytreeSource, number_repeats
 
 
@@ -168,3 +170,10 @@ def test_a_deleted_array_is_refused():
 def test_a_tree_of_mixed_keys_is_refused():
     with pytest.raises(InputError, match="cannot flatten"):
         PytreeSource({"a": np.ones(1), 1: np.ones(1)})
+
+
+def test_a_leaf_that_is_named_like_a_file_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "w").write_bytes(b"something else")
+    assert files_of(open_source({"w": np.ones(3, np.float32), "x" * 5000: np.ones(3, np.float32)})) == ()
