@@ -207,7 +207,7 @@ def test_unknown_name_lists_the_known(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit) as exit_info:
         load().main(["minilm", "gpt5"])
     assert exit_info.value.code == 2
-    assert "unknown model 'gpt5'; known: minilm, blazepose" in capsys.readouterr().err
+    assert "unknown model 'gpt5'; known: minilm, efficientnet, blazepose" in capsys.readouterr().err
 
 
 def test_table_is_well_formed() -> None:
