@@ -89,7 +89,10 @@ def _remat(eqn: JaxprEqn, inputs: Values, acc: Accumulator) -> Result:
 
 def _scan(eqn: JaxprEqn, inputs: Values, acc: Accumulator) -> Result:
     p = eqn.params
-    n_consts, n_carry = p["num_consts"], p["num_carry"]
+    if "ft_in" in p:  # JAX 0.12
+        n_consts, n_carry = (len(part) for part in p["ft_in"].unpack()[:2])
+    else:
+        n_consts, n_carry = p["num_consts"], p["num_carry"]
     consts, carry, xs = inputs[:n_consts], inputs[n_consts : n_consts + n_carry], inputs[n_consts + n_carry :]
 
     def body(state: Result, x: Values) -> tuple[Result, Values]:
