@@ -65,6 +65,8 @@ class FlaxSource:
             raise MissingExtraError(path, package="msgpack", extra="flax") from e
         self._path = path
         with MappedFile(path) as file:
+            if not file.size:
+                raise _damaged(path, "an empty file")
             walk = _Walk(path, _Cursor(msgpack, file.window(0, file.size or 0, None)))
             try:
                 specs = list(bounded(walk.leaves(), attrgetter("name"), path))

@@ -179,6 +179,17 @@ def test_finished_tensors_are_not_read_again(model: Path, tmp_path: Path) -> Non
     assert (tmp_path / "journal").stat().st_size == size
 
 
+def test_a_torn_record_is_cut_off_and_written_again(model: Path, tmp_path: Path) -> None:
+    """Whatever came after a torn record could not be read."""
+    journal = tmp_path / "journal"
+    tj.measure(model, resume=journal)
+    whole = journal.read_bytes()
+    for part in (0.3, 0.7):
+        journal.write_bytes(whole[: int(part * len(whole))])
+        tj.measure(model, resume=journal)
+        assert journal.read_bytes() == whole
+
+
 @pytest.mark.parametrize("change", ["size", "time", "header", "file"])
 def test_a_checkpoint_that_changed_is_refused(tmp_path: Path, change: str) -> None:
     rng = np.random.default_rng(0)
