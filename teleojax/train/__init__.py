@@ -15,7 +15,6 @@ from teleojax.train._reparameterize import LognormalTheta as LognormalTheta
 from teleojax.train._reparameterize import lognormal_apply as lognormal_apply
 from teleojax.train._reparameterize import lognormal_reparameterize as lognormal_reparameterize
 from teleojax.train._tag import tag_activation as tag_activation
-from teleojax.train._track import LayerTrack as LayerTrack
 from teleojax.train._track import LogMomentsState as LogMomentsState
 from teleojax.train._track import read as read
 from teleojax.train._track import track_log_moments as track_log_moments
