@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.experimental.pallas  # imported later it changes the state that traces are kept under
 import jax.numpy as jnp
 import jaxlib.version
 import numpy as np
