@@ -219,3 +219,15 @@ def test_figure_of_the_game(game: tuple[str, Path]) -> None:
         panel = rgb[row * height // 2 : (row + 1) * height // 2, column * width // 3 : (column + 1) * width // 3]
         assert drawn(panel, BLUE) > 500
         assert drawn(panel, ORANGE) > 300 or (row, column) == (0, 2)  # chance has no part in the replicator
+
+
+def test_figure_of_a_network_is_that_of_the_readme(networks: dict[str, Path], tmp_path: Path) -> None:
+    assert networks
+    run("figure_of_a_network.py", str(tmp_path / "blazepose.png"))
+    rgb = picture(tmp_path, "blazepose", (300, 1200))
+    shown = np.round(255 * imread(ROOT / "docs" / "images" / "blazepose.png")[:, :, :3])
+    assert np.abs(rgb - shown).mean() < 2  # grey levels of 255
+    for left in range(3):
+        panel = rgb[:, left * rgb.shape[1] // 3 : (left + 1) * rgb.shape[1] // 3]
+        assert drawn(panel, BLUE) > 300
+        assert drawn(panel, ORANGE) > 200
