@@ -20,6 +20,7 @@ from typing import Any
 
 from teleojax._errors import CorruptInputError, OutputError, UsageError
 from teleojax.sources import Source
+from teleojax.sources._config import config_digests
 from teleojax.sources._index import files_of
 from teleojax.stats import TensorStats
 from teleojax.stats._codec import each_record, pack, record, unpack
@@ -97,12 +98,11 @@ class Journal:
             )
         if then == now:
             return
-        before = then.get("files")
-        changed = [f for f in now["files"] if not isinstance(before, list) or f not in before] or now["files"]
-        what = "other tensors" if then.get("files") == now["files"] else f"another {changed[0][0]}"
+        kind = next((k for k in ("files", "beside") if then.get(k) != now[k]), None)
+        what = "other tensors" if kind is None else f"another {_changed(then.get(kind), now[kind])}"
         raise UsageError(
             file,
-            found=f"a run on {what} than there is now (size, time of change or header differ)",
+            found=f"a run on {what} than there is now (size, time of change, header or configuration differ)",
             needed="the checkpoint that the run began with",
             remedy=f"If the change is meant, remove {file} and begin again; else restore the checkpoint.",
         )
@@ -164,7 +164,7 @@ class Journal:
 
 def identity(source: Source) -> dict[str, Any]:
     """What tells a checkpoint from another, and from itself after a change: its files' names, sizes and times of
-    change, and a digest of what their headers say.
+    change, a digest of what their headers say (and rules make of it), and of the configurations beside them.
 
     Raises UsageError for a source without files.
     """
@@ -178,7 +178,14 @@ def identity(source: Source) -> dict[str, Any]:
     for spec in source.specs:
         described = {k: v for k, v in asdict(spec).items() if k != "storage"}
         digest.update(repr(described).encode())
-    return {"files": found, "header": digest.hexdigest()}
+    return {"files": found, "header": digest.hexdigest(), "beside": config_digests(source)}
+
+
+def _changed(then: Any, now: list[list[Any]]) -> str:
+    """The name of the first entry that was not there, or is not any more."""
+    before = [e for e in then if isinstance(e, list) and e] if isinstance(then, list) else []
+    found = [e for e in now if e not in before] or [e for e in before if e not in now] or now
+    return str(found[0][0])
 
 
 def _listed(options: dict[str, Any]) -> str:

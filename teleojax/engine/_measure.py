@@ -146,16 +146,17 @@ def measure(
     gathered too, in a second reading that takes three times as long: `TensorStats.cells`, which method "interval" of
     `fit` needs.
 
-    Of a checkpoint in files, tied tensors are counted once, and what its config.json says is fused is measured apart
-    unless `split` is False: query, key and value ("...qkv_proj.weight.q"), gate and up, experts; low-rank adapters get
-    their product. `rules` is a TOML file of your own: roles, depths, what to skip and to split (see
-    sources/_rules.py).
+    Of complex tensors the moduli |z| are measured, float32 or float64. Of a checkpoint in files, tied tensors are
+    counted once, and what its config.json says is fused is measured apart: query, key and value
+    ("...qkv_proj.weight.q"), gate and up, experts; low-rank adapters get their product. With `split` False tensors are
+    taken as they are stored, fused, and complex ones not at all. `rules` is a TOML file of your own: roles, depths,
+    what to skip and to split (see sources/_rules.py).
 
     `resume` names a file to which the statistics of each finished tensor are appended, flushed to disk twice a second.
     A run that was ended at any moment goes on where it was if the same call is made again, and ends with the same
-    numbers; of a checkpoint that has changed in between (size, time of change, header), or other `groups` or
-    `histogram`, the file is refused. `stop` is asked between blocks of 64 MiB: when it returns a reason, reading ends
-    and the tensors that are not finished are listed under `failed` with it.
+    numbers; of a checkpoint that has changed in between (size, time of change, header, configuration), or other
+    `groups` or `histogram`, the file is refused. `stop` is asked between blocks of 64 MiB: when it returns a reason,
+    reading ends and the tensors that are not finished are listed under `failed` with it.
 
     With `multiprocess` every process that `teleojax.engine.initialize` has joined makes the same call on the same
     checkpoint, reads a share of its bytes, and returns the same whole; the numbers do not depend on how many they are.

@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from teleojax._errors import CorruptInputError, InputError, MissingExtraError
+from teleojax.sources._complex import without_moduli
 from teleojax.sources._index import TensorSpec
 from teleojax.sources._quantised import undecoded
 from teleojax.sources._safetensors import SafetensorsStream, WholeStream
@@ -24,6 +25,7 @@ from teleojax.sources._storage import ByteStream
 GZIP = re.compile(rb"\x1f\x8b\x08", re.DOTALL)
 ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", re.DOTALL)  # a frame, or one to be skipped (pzstd's)
 HEAD_BYTES = 9  # the length of a safetensors header and the brace that follows it
+NO_MODULI = "its modulus is measured of what can be read twice: give the path of the file, not compressed"
 NOT_DECODED = "not dequantised from a stream, which passes once: give the path of the file, not compressed"
 WINDOW_BYTES = 1 << 27  # of zstd: its own default limit, which only --ultra --long=28 and more goes past
 
@@ -130,7 +132,7 @@ def open_stream(file: ByteStream, name: str, *, close: bool = False) -> Safetens
         stream = decompressed(file, name)
         kind = _CompressedStream if isinstance(stream, _Inside) else SafetensorsStream
         source = kind(stream, name, close=close)
-        source.specs = undecoded(source.specs, NOT_DECODED)
+        source.specs = without_moduli(undecoded(source.specs, NOT_DECODED), NO_MODULI)
         return source
     except BaseException:
         if close:

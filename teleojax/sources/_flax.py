@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from teleojax._errors import CorruptInputError, MissingExtraError, TeleojaxError
-from teleojax.sources._index import FLOAT_DTYPES, Storage, TensorSpec, skip_reason
+from teleojax.sources._index import COMPLEX, FLOAT_DTYPES, Storage, TensorSpec, skip_reason
 from teleojax.sources._names import bounded
 from teleojax.sources._pytree import number_repeats
 from teleojax.sources._ranges import Ranges
@@ -269,7 +269,9 @@ class _Walk:
 
 
 def _itemsize(dtype: str) -> int | None:
-    """Bytes a value of a type that is measured; None of any other."""
+    """Bytes a value of a type that is measured, if only as its modulus; None of any other."""
+    if dtype in COMPLEX:
+        return int(dtype.removeprefix("complex")) // 8
     if dtype not in FLOAT_DTYPES:
         return None
     return int(dtype.removeprefix("b").removeprefix("float").partition("_")[0]) // 8

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from teleojax._errors import CorruptInputError
-from teleojax.sources._index import TensorSpec, skip_reason
+from teleojax.sources._index import COMPLEX, TensorSpec, skip_reason
 from teleojax.sources._ranges import Ranges, boxes
 from teleojax.sources._slabs import split_box
 
@@ -53,9 +53,11 @@ def dataset_spec(dataset: Any, name: str, path: Path, base: int) -> TensorSpec:
     if space.get_simple_extent_type() == h5.h5s.NULL:
         return TensorSpec(name, (0,), dtype, own, 0, 0, reason or "empty")
     shape, layout = tuple(int(n) for n in dataset.shape), plist.get_layout()
-    reason = reason or skip_reason(dtype, shape) or _layout_reason(dataset, plist, layout, shape)
+    reason = reason or (skip_reason(dtype, shape) if dtype not in COMPLEX else None)
+    reason = reason or _layout_reason(dataset, plist, layout, shape)
     nbytes = math.prod(shape) * dataset.get_type().get_size()
     offset = dataset.get_offset() if in_place and layout == h5.h5d.CONTIGUOUS and reason is None else None
+    reason = reason or skip_reason(dtype, shape)
     if offset is None:
         return TensorSpec(name, shape, dtype, own, 0, nbytes, reason)
     return TensorSpec(name, shape, dtype, str(path), base + offset, nbytes, reason)
@@ -80,8 +82,23 @@ def _type(dataset: Any) -> tuple[str, bool, str | None]:
     if kind == h5.h5t.INTEGER:
         dtype = f"{'int' if tid.get_sign() else 'uint'}{8 * tid.get_size()}"
         return dtype, False, f"integer type {dtype}"
+    if kind == h5.h5t.COMPOUND and (dtype := _complex(tid)) is not None:
+        return dtype, True, None
     dtype = CLASSES.get(kind, f"HDF5 class {kind}")
     return dtype, False, f"{dtype} type"
+
+
+def _complex(tid: Any) -> str | None:
+    """The complex type that a structured one is: a real and an imaginary part, little-endian, as h5py writes them."""
+    h5 = library()
+    if tid.get_nmembers() != 2 or [tid.get_member_name(i) for i in (0, 1)] != [b"r", b"i"]:
+        return None
+    for bits in (32, 64):
+        part = getattr(h5.h5t, f"IEEE_F{bits}LE")
+        placed = [tid.get_member_offset(i) for i in (0, 1)] == [0, bits // 8] and tid.get_size() == bits // 4
+        if placed and all(tid.get_member_type(i).equal(part) for i in (0, 1)):
+            return f"complex{2 * bits}"
+    return None
 
 
 def _layout_reason(dataset: Any, plist: Any, layout: int, shape: tuple[int, ...]) -> str | None:

@@ -123,10 +123,15 @@ FLOAT_DTYPES = frozenset(
 )  # the types whose values are read as they are; anything else is skipped with its reason
 
 
+COMPLEX = {"complex64": "float32", "complex128": "float64"}  # and the types of their moduli, which are measured
+
+
 def skip_reason(dtype: str, shape: tuple[int, ...]) -> str | None:
-    """Why a tensor of this type and shape cannot be measured, or None if it can."""
+    """Why a tensor of this type and shape cannot be measured as it is, or None if it can."""
     if dtype.startswith(("int", "uint")):
         return f"integer type {dtype}"
+    if dtype in COMPLEX:
+        return f"complex type {dtype}: only its modulus can be measured"
     if dtype not in FLOAT_DTYPES:
         return f"type {dtype} is not read"
     if math.prod(shape) == 0:

@@ -18,7 +18,7 @@ import numpy as np
 
 from teleojax.sources._derived import DerivedSource, Opener
 from teleojax.sources._fused import Config
-from teleojax.sources._index import Source, Storage, TensorSpec, files_of, numpy_dtype
+from teleojax.sources._index import COMPLEX, Source, Storage, TensorSpec, files_of, numpy_dtype
 
 BLOCK_BYTES = 1 << 20  # of the product, computed at once: every value is summed the same way wherever a window begins
 
@@ -64,13 +64,18 @@ def _pair(a: TensorSpec, match: re.Match[str], by_name: Mapping[str, TensorSpec]
     end = a.name[len(match["module"]) :].replace("A", "B", 1)
     b = by_name.get(match["module"] + end)
     alpha = _alpha(match["module"], config)
-    if b is None or alpha is None or any(s.skip is not None or len(s.shape) != 2 or s.order != "C" for s in (a, b)):
+    if b is None or alpha is None or not (_is_factor(a) and _is_factor(b)):
         return None
     rank = a.shape[0]
     if b.shape[1] != rank:
         return None
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") is True else rank)
     return _Pair(a, b, scale, match["embedding"] is not None or config.get("fan_in_fan_out") is True)
+
+
+def _is_factor(spec: TensorSpec) -> bool:
+    """Moduli are none: their product is not the product's."""
+    return spec.skip is None and len(spec.shape) == 2 and spec.order == "C" and spec.stored_as not in COMPLEX
 
 
 def _alpha(module: str, config: Config) -> float | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from teleojax._errors import CorruptInputError, MissingExtraError
-from teleojax.sources._index import Storage, TensorSpec, skip_reason
+from teleojax.sources._index import COMPLEX, Storage, TensorSpec, skip_reason
 from teleojax.sources._onnx_external import external_extent
 from teleojax.sources._onnx_scan import DOUBLES, FLOATS, RAW, Found, Scan, text
 from teleojax.sources._pytree import number_repeats
@@ -91,7 +91,7 @@ class OnnxSource:
         dtype, itemsize = _type_of(message.data_type)
         reason = "sparse" if found.sparse else "a string" if dtype == "string" else skip_reason(dtype, shape)
         spec = TensorSpec(name, shape, dtype, str(self._path), 0, math.prod(shape) * itemsize, reason)
-        if reason not in (None, "integer type int8"):
+        if reason not in (None, "integer type int8") and (dtype not in COMPLEX or found.sparse):
             return spec
         if message.data_location == TensorProto.EXTERNAL:
             file, offset = external_extent(self._path, where, message.external_data, spec.nbytes, self._sizes)

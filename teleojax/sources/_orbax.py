@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from teleojax._errors import CorruptInputError, InputError
+from teleojax.sources._complex import is_measurable
 from teleojax.sources._index import TensorSpec, skip_reason
 from teleojax.sources._pytree import number_repeats
 from teleojax.sources._readahead import ReadAhead
@@ -103,7 +104,9 @@ class OrbaxSource:
         listed = list(_list(leaves, context, bool(within)))
         self.specs = (*(s for s, _ in listed), *(_other(path, *o) for o in found.others.items() if not within))
         self.storages = tuple(s.storage for s in self.specs)
-        self._wanted = {s.storage: (leaf.spec, s.storage, s.nbytes) for s, leaf in listed if s.skip is None}
+        read = [(s, leaf) for s, leaf in listed if s.skip is None or is_measurable(s)]
+        read = [(s, leaf) for s, leaf in listed if s.skip is None or is_measurable(s)]
+        self._wanted = {s.storage: (leaf.spec, s.storage, s.nbytes) for s, leaf in read}
         self._arrays = ReadAhead(self._wanted, context)
         marks = (folder / mark for folder in (found.step, *found.trees.values()) for mark in (STEP, TREE, OCDBT))
         self.files = tuple(dict.fromkeys(m for m in marks if m.exists()))  # the last save wrote all of them

@@ -40,17 +40,17 @@ class PytreeSource:
         named = [(n, leaf) for n, (_, leaf) in zip(names, leaves, strict=True)]
         first = {id(leaf): n for n, leaf in reversed(named)}
         specs = [(_spec(n, leaf, name, first), leaf) for n, leaf in named]
-        self._arrays = {spec.storage: leaf for spec, leaf in specs if spec.skip is None}
+        self._arrays = {spec.storage: leaf for spec, leaf in specs if _has_numbers(spec, leaf)}
         self.name, self.files = name, ()
         self.specs = tuple(spec for spec, _ in specs)
         self.storages = tuple(spec.storage for spec in self.specs)
 
     def leaf(self, storage: str) -> Any:
-        """The array itself, None of a skipped leaf."""
+        """The array itself, None of a leaf that holds no numbers or holds them masked."""
         return self._arrays.get(storage)
 
     def open(self, storage: str) -> Memory | ShardedMemory:
-        """The leaf's bytes, none of a skipped leaf.
+        """The leaf's bytes, none where `leaf` is None.
 
         Raises InputError when a JAX array has been deleted or donated, or is one of which this process holds only a
         part.
@@ -127,6 +127,14 @@ def _is_key(leaf: Any) -> bool:
     import jax
 
     return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _has_numbers(spec: TensorSpec, leaf: Any) -> bool:
+    """Whether it is measured, or would be were it not for its type: codes and scales of what is quantised, say."""
+    if spec.skip is None:
+        return True
+    dtype = getattr(leaf, "dtype", None)  # text of what is Unread
+    return spec.skip == skip_reason(spec.dtype, spec.shape) and isinstance(dtype, np.dtype) and dtype.kind not in "OSUT"
 
 
 def _spec(name: str, leaf: Any, tree: str, first: Mapping[int, str]) -> TensorSpec:

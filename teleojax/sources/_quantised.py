@@ -1,8 +1,8 @@
 """Quantised tensors in checkpoints: codes, scales and zero points that lie as tensors beside each other.
 
-`dequantised` is the entry for files that can be read at any place, `undecoded` that for what cannot. The layouts are in
-the files `_quantised_*`; names, types, shapes and the configuration beside the file decide. What looks like a layout
-and does not agree with it is skipped, and so are the parts that are no weights.
+`dequantised` is the entry for files and arrays that can be read at any place, `undecoded` that for what cannot. The
+layouts are in the files `_quantised_*`; names, types, shapes and the configuration beside the file decide. What looks
+like a layout and does not agree with it is skipped, and so are the parts that are no weights.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 
 from teleojax._errors import CorruptInputError
 from teleojax.sources import _quantised_bnb, _quantised_fp4, _quantised_gptq, _quantised_scaled, _quantised_words
+from teleojax.sources._config import ALONE, MODEL, config_beside
 from teleojax.sources._dequantised import Computed
 from teleojax.sources._derived import DerivedSource, Opener
 from teleojax.sources._index import Source, Storage, TensorSpec, numpy_dtype, skip_reason
 from teleojax.sources._quantised_plan import MAIN, Config, Layout, Parts, Plan, UnlikeLayout
-from teleojax.sources._structure import config_beside
+from teleojax.sources._storage import Memory
 
 SMALL_BYTES = 1 << 20  # of a part that is read ahead of the values
-ALONE = ("quantize_config.json", "quant_config.json")  # of GPTQ and AWQ, where the model's has no such part
 LAYOUTS: tuple[Layout, ...] = (
     *_quantised_bnb.LAYOUTS,
     *_quantised_gptq.LAYOUTS,
@@ -129,7 +129,7 @@ def _settings(source: Source, config: Config | None) -> Config:
     """What the configuration says of quantisation, {} where it says nothing."""
     if config is not None:
         return _quantisation_of(config) or config
-    found = _quantisation_of(config_beside(source, "config.json") or {})
+    found = _quantisation_of(config_beside(source, MODEL) or {})
     alone = (config_beside(source, name) for name in ALONE)
     return found or next((c for c in alone if c is not None), {})
 
@@ -180,8 +180,8 @@ def _opener(found: _Found, plan: Plan) -> Opener:
 
 
 def _array(storage: Storage, spec: TensorSpec) -> np.ndarray:
-    """The values of a tensor in its shape: a view where the storage is mapped."""
-    buffer = None if storage.mapped else np.empty(spec.nbytes, np.uint8)
+    """The values of a tensor in its shape: a view where the storage is mapped, or memory."""
+    buffer = None if storage.mapped or isinstance(storage, Memory) else np.empty(spec.nbytes, np.uint8)
     raw = storage.window(spec.offset, spec.offset + spec.nbytes, buffer)
     dtype = numpy_dtype(spec.dtype)
     if raw.ctypes.data % dtype.itemsize and dtype.isbuiltin != 1:  # NumPy's own types are read at any address

@@ -32,6 +32,13 @@ SILENCE_SECONDS = 60.0  # after which a connection is given up
 SUFFIX = ".safetensors"
 HTTP = ("http://", "https://")
 NEEDED = "the URL of a .safetensors file, of an index, or of a directory with either (other formats: local paths)"
+UNKNOWN_CALLER = frozenset(  # exceptions of botocore and google.auth, which are not imported to tell them
+    {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"}
+    | {"DefaultCredentialsError", "RefreshError"}
+)
+_S3 = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; of a public bucket: FSSPEC_S3_ANON=true."
+_GS = "Run: gcloud auth application-default login; of a public bucket set FSSPEC_GCS_TOKEN=anon."
+CREDENTIALS = {"s3": _S3, "s3a": _S3, "gs": _GS, "gcs": _GS}
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 
 
@@ -200,12 +207,15 @@ class _Place:
 
     def _fetch(self, start: int, stop: int, files: SimpleQueue[Any] | None) -> bytes:
         def fetch() -> bytes:
-            data = self._over_http(start, stop, files) if self._is_http else self._fs.cat_file(self._path, start, stop)
+            data = self._over_http(start, stop, files) if self._is_http else self._range(start, stop)
             if len(data) != stop - start:
                 raise ConnectionError(f"{len(data)} bytes of the {stop - start} asked for")
             return data
 
         return self._asked(fetch)
+
+    def _range(self, start: int, stop: int) -> bytes:
+        return self._fs.cat_file(self._path, start=start, end=stop)  # s3fs has another parameter before them
 
     def _over_http(self, start: int, stop: int, files: SimpleQueue[Any] | None) -> bytes:
         """Through a file object, which looks whether it is the range that comes; `cat_file` takes whatever comes."""
@@ -234,10 +244,16 @@ class _Place:
         raise AssertionError
 
     def _failure(self, e: BaseException) -> InputError:
-        status = getattr(e, "status", None)
+        status = _status(e)
+        if _code(e) == "NoSuchBucket":
+            return self._error("no such bucket", NEEDED, "Check the name of the bucket, and its region.")
+        if type(e).__name__ in UNKNOWN_CALLER:
+            found = " ".join(str(e).split())[:200] or type(e).__name__
+            remedy = CREDENTIALS.get(self.shown.partition("://")[0], "Give this machine credentials that may read it.")
+            return self._error(f"no credentials that serve ({found})", "a caller who may read the file", remedy)
         if isinstance(e, FileNotFoundError) or status in (404, 410):
             return self._error("no such file" + f" (status {status})" * (status is not None), NEEDED)
-        if isinstance(e, PermissionError) or status in (401, 403):
+        if isinstance(e, PermissionError) or status in (401, 403) or str(e).startswith("Forbidden"):
             return self._error(
                 "permission denied" + f" (status {status})" * (status is not None),
                 "a file that may be read from here",
@@ -284,8 +300,23 @@ def _http_options() -> dict[str, Any]:
     return {"headers": {"Accept-Encoding": "identity"}, "client_kwargs": {"timeout": timeout, "trust_env": True}}
 
 
+def _status(e: BaseException) -> int | None:
+    """The HTTP status that an exception of aiohttp or gcsfs carries."""
+    found = getattr(e, "status", None) or getattr(e, "code", None)
+    return found if isinstance(found, int) else None
+
+
+def _code(e: BaseException) -> str | None:
+    """What S3 calls an error, where botocore raised it."""
+    response = getattr(e, "response", None)
+    error = response.get("Error") if isinstance(response, dict) else None
+    return error.get("Code") if isinstance(error, dict) else None
+
+
 def _is_final(e: BaseException) -> bool:
     """Whether asking again cannot help."""
-    status = getattr(e, "status", None)
+    status = _status(e)
+    if type(e).__name__ in UNKNOWN_CALLER or _code(e) == "NoSuchBucket" or str(e).startswith("Forbidden"):
+        return True
     kinds = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ValueError)
-    return isinstance(e, kinds) or (isinstance(status, int) and 400 <= status < 500 and status != 429)
+    return isinstance(e, kinds) or (status is not None and 400 <= status < 500 and status != 429)

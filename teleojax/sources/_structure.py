@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
+from teleojax.sources._complex import moduli
+from teleojax.sources._config import ADAPTER, MODEL, config_beside
 from teleojax.sources._derived import DerivedSource, Opener, gathered
 from teleojax.sources._fused import Config, Part, parts_of
 from teleojax.sources._index import Source, TensorSpec, files_of
 from teleojax.sources._lora import with_products
+from teleojax.sources._pytree import PytreeSource
+from teleojax.sources._quantised import dequantised
 from teleojax.sources._rules import Rules
-
-MAX_CONFIG_BYTES = 1 << 24
 
 
 def structured(source: Source, *, split: bool = True, rules: Rules | None = None) -> Source:
@@ -24,10 +24,13 @@ def structured(source: Source, *, split: bool = True, rules: Rules | None = None
 
     Tied tensors are counted once. With `split`, fused queries, keys and values, gate and up, and experts become tensors
     of their own ("...qkv_proj.weight.q", "...experts.3.down_proj"), and each pair of low-rank factors gets its product.
-    What rules cut is cut in any case. Without rules a source that has no files (arrays in memory, a stream) comes back
-    as it is. Raises UsageError when a rule's parts do not fit their tensor.
+    Complex tensors become their moduli, and quantised arrays in memory their values, as they are in files. What rules
+    cut is cut in any case. A source that has no files (arrays in memory, a stream) comes back as it is where there are
+    neither rules nor such tensors. Raises UsageError when a rule's parts do not fit their tensor.
     """
     in_files, decided = bool(files_of(source)), frozenset[str]()
+    if split:
+        source = moduli(dequantised(source) if isinstance(source, PytreeSource) else source)
     source = once(source) if in_files else source
     if rules is not None:
         specs = tuple(map(rules.skipped, source.specs))
@@ -35,24 +38,11 @@ def structured(source: Source, *, split: bool = True, rules: Rules | None = None
         plans = {s.name: parts for s in specs if (parts := rules.parts(s)) is not None}
         source, decided = with_parts(source, plans), frozenset(plans)
     if in_files and split:
-        source = split_fused(source, config_beside(source, "config.json"), keep=decided)
-        adapter = config_beside(source, "adapter_config.json")
+        source = split_fused(source, config_beside(source, MODEL), keep=decided)
+        adapter = config_beside(source, ADAPTER)
         source = source if adapter is None else with_products(source, adapter)
     placed = source.specs if rules is None else tuple(map(rules.placed, source.specs))
     return source if placed == tuple(source.specs) else DerivedSource(source, placed)
-
-
-def config_beside(source: Source, name: str) -> Config | None:
-    """The JSON object of that name beside the first file of a source; None where there is none that can be read."""
-    files = files_of(source)
-    try:
-        path = files[0].parent / name if files else None
-        if path is None or not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
-            return None
-        found: Any = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def once(source: Source) -> Source:

@@ -24,7 +24,7 @@ import numpy as np
 
 from teleojax._errors import CorruptInputError, InputError, MissingExtraError
 from teleojax.sources._formats import ZIP
-from teleojax.sources._index import Storage, TensorSpec, skip_reason
+from teleojax.sources._index import COMPLEX, Storage, TensorSpec, skip_reason
 from teleojax.sources._names import bounded
 from teleojax.sources._numpy import stored_offset
 from teleojax.sources._pytree import number_repeats
@@ -108,14 +108,15 @@ class TorchSource:
             if leaf.in_optimizer
             else f"quantised {dtype} (not read yet)"
             if t.is_quantized
-            else skip_reason(dtype, shape)
+            else (skip_reason(dtype, shape) if dtype not in COMPLEX else None)
             or ("saved without values (a meta tensor)" if base is None and t.device.type == "meta" else None)
             or ("an expanded view, which repeats its values" if order is None and _repeats(t) else None)
         )
         if skip is not None:
             return replace(spec, storage=str(self._path), skip=skip)
         self._check(leaf)
-        if base is None or order is None or t.is_neg():
+        spec = replace(spec, skip=skip_reason(dtype, shape))
+        if base is None or order is None or t.is_neg():  # the modulus does not mind a conjugate
             return spec
         return replace(spec, storage=str(self._path), offset=base + t.storage_offset() * t.element_size(), order=order)
 
@@ -284,7 +285,7 @@ def _repeats(t: Any) -> bool:
 def _bytes_of(t: Any) -> np.ndarray:
     import torch  # pyright: ignore[reportMissingImports]
 
-    return t.detach().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return t.detach().resolve_neg().resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _damaged(path: Path, e: Exception) -> CorruptInputError:

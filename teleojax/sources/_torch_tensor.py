@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from teleojax.sources._index import numpy_dtype, skip_reason
+from teleojax.sources._index import COMPLEX, numpy_dtype, skip_reason
 
 Memory = tuple[str, int, int, int]  # device, first byte, last value, number of values
 
@@ -38,7 +38,7 @@ class Elsewhere:
         self.size = tensor.numel()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return _viewed(self._tensor.cpu().resolve_neg(), self.dtype)
+        return _viewed(self._tensor.cpu().resolve_neg().resolve_conj(), self.dtype)
 
 
 def is_tensor(leaf: Any) -> bool:
@@ -58,7 +58,7 @@ def read_tensor(tensor: Any, seen: dict[Memory, Any]) -> Any:
         return Unread((), str(tensor.dtype).removeprefix("torch."), 0, reason)
     t = tensor.detach()
     dtype, shape = str(t.dtype).removeprefix("torch."), tuple(t.shape)
-    reason = skip_reason(dtype, shape) or _without_values(t)
+    reason = (skip_reason(dtype, shape) if dtype not in COMPLEX else None) or _without_values(t)
     if reason is not None:
         return Unread(shape, dtype, t.numel() * t.element_size(), reason)
     memory = _memory(t)
@@ -69,7 +69,7 @@ def read_tensor(tensor: Any, seen: dict[Memory, Any]) -> Any:
 
 
 def _placed(t: Any, dtype: np.dtype) -> Any:
-    if t.device.type == "cpu" and not t.is_neg():
+    if t.device.type == "cpu" and not (t.is_neg() or t.is_conj()):
         return _viewed(t, dtype)
     shared = shared_with_jax(t) if t.device.type == "cuda" else None
     return Elsewhere(t, dtype) if shared is None else shared

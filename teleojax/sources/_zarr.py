@@ -16,7 +16,7 @@ from typing import Any
 
 from teleojax._errors import CorruptInputError, InputError, MissingExtraError
 from teleojax.sources._formats import zip_members
-from teleojax.sources._index import FLOAT_DTYPES, TensorSpec, natural_key, skip_reason
+from teleojax.sources._index import COMPLEX, FLOAT_DTYPES, TensorSpec, natural_key, skip_reason
 from teleojax.sources._safetensors import load_json
 from teleojax.sources._tensorstore import ArrayLayout, TensorStoreStorage, array_layouts, reading_context
 
@@ -184,7 +184,7 @@ def _type(metadata: Mapping[str, Any]) -> tuple[str, str | None]:
         return "structured", "structured type"
     if isinstance(kind, dict):
         kind = kind.get("name")
-    if not isinstance(kind, str) or kind in FLOAT_DTYPES:
+    if not isinstance(kind, str) or kind in (*FLOAT_DTYPES, *COMPLEX):
         return "unknown", None
     if "data_type" in metadata:
         return kind, skip_reason(kind, ())
@@ -193,7 +193,7 @@ def _type(metadata: Mapping[str, Any]) -> tuple[str, str | None]:
         return "unknown", None
     if match[1] in KINDS:
         dtype = KINDS[match[1]] + (str(8 * int(match[2] or 0)) if match[1] in "iuc" else "")
-        return dtype, skip_reason(dtype, ())
+        return ("unknown", None) if dtype in COMPLEX else (dtype, skip_reason(dtype, ()))
     dtype = "opaque" if match[1] == "V" else "string"
     return dtype, f"{dtype} type"
 

@@ -101,7 +101,7 @@ def test_every_kind_of_leaf_has_the_name_it_has_in_memory(tmp_path):
         "i": "integer type int64",
         "u": "integer type uint8",
         "b": "type bool is not read",
-        "c": "type complex64 is not read",
+        "c": "complex type complex64: only its modulus can be measured",
         "e": "empty",
         "n": "not an array: NoneType",
         "s": "not an array: str",

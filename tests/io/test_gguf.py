@@ -16,7 +16,7 @@ from teleojax._errors import CorruptInputError, InputError, MissingExtraError, T
 from teleojax.sources import Source, open_source
 from teleojax.sources._gguf import GgufSource
 from teleojax.sources._gguf_blocks import SPACING
-from tests.io.test_open import read_values
+from tests.io.twin import read_all
 from tests.reference import assert_moments
 
 RNG = np.random.default_rng(0)
@@ -95,7 +95,7 @@ def test_plain_values_are_read_in_place(plain: Path) -> None:
         "vector": ("float32", (512,), None),
     }
     assert source.storages == (str(plain),)
-    values = read_values(source)
+    values = read_all(source)
     assert values["f32"] == W.tobytes()
     assert values["f16"] == W.astype(np.float16).tobytes()
     assert values["bf16"] == gguf.quants.quantize(W, T.BF16).tobytes()
@@ -113,7 +113,7 @@ def test_quantised_values_are_those_of_the_package(tmp_path: Path, kind: str) ->
     source = open_source(path)
     spec = next(s for s in source.specs if s.name == "w")
     assert (spec.dtype, spec.stored_as, spec.shape, spec.nbytes) == ("float32", kind.lower(), (8, 512), 4 * W.size)
-    values = read_values(source)
+    values = read_all(source)
     assert values["w"] == values["z"] == expected.tobytes()
     with source.open(spec.storage) as storage:
         for start, stop in ((4, 8), (124, 1040), (8 * 512 * 4 - 4, 8 * 512 * 4), (0, 8)):
@@ -288,7 +288,7 @@ def survives(path: Path, raw: bytes) -> bool:
     """Whether the file is accepted; anything but a source with readable values or a refusal is an error."""
     path.write_bytes(raw)
     try:
-        read_values(GgufSource(path))
+        read_all(GgufSource(path))
     except TeleojaxError:
         return False
     return True

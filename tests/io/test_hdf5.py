@@ -146,7 +146,7 @@ def test_what_is_no_number_or_lies_elsewhere_is_skipped(tmp_path):
         "text": "string type",
         "texts": "string type",
         "fixed": "string type",
-        "complex": "structured type",
+        "complex": "complex type complex64: only its modulus can be measured",
         "record": "structured type",
         "opaque": "opaque type",
         "reference": "reference type",

@@ -18,7 +18,7 @@ from teleojax._errors import CorruptInputError, InputError, MissingExtraError, T
 from teleojax.sources import Source, open_source
 from teleojax.sources import _onnx as reader
 from teleojax.sources._onnx import OnnxSource
-from tests.io.test_open import read_values
+from tests.io.twin import read_all
 from tests.reference import assert_moments
 
 W = np.random.default_rng(0).normal(0, 0.02, (40, 30)).astype(np.float32)
@@ -50,7 +50,7 @@ def test_values_of_every_type_are_read_where_they_lie(tmp_path: Path) -> None:
     assert isinstance(source, Source)
     assert source.storages == (str(path),)
     assert {s.name: (s.dtype, s.shape, s.skip) for s in source.specs} == {d: (d, (40, 30), None) for d in FLOATS}
-    assert read_values(source) == {dtype: as_type(W, dtype).tobytes() for dtype in FLOATS}
+    assert read_all(source) == {dtype: as_type(W, dtype).tobytes() for dtype in FLOATS}
     stats = tj.measure(path)
     assert stats["float32"].histogram == tj.measure({"w": W})["w"].histogram
     for dtype in FLOATS:
@@ -62,7 +62,7 @@ def test_values_written_as_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     kinds |= {"brain": TensorProto.BFLOAT16, "eight": TensorProto.FLOAT8E4M3FN}
     path = write(tmp_path / "m.onnx", [helper.make_tensor(n, k, W.shape, W.reshape(-1)) for n, k in kinds.items()])
     source = open_source(path)
-    values = read_values(source)
+    values = read_all(source)
     dtypes = ("float32", "float64", "float16", "bfloat16", "float8_e4m3fn")
     assert values == {name: as_type(W, dtype).tobytes() for name, dtype in zip(kinds, dtypes, strict=True)}
     assert {s.name for s in source.specs if s.storage == str(path)} == {"float", "double"}  # those lie as they are
@@ -92,7 +92,7 @@ def test_tensors_of_inner_graphs_and_constants(tmp_path: Path) -> None:
     shape = helper.make_node("ConstantOfShape", ["n"], ["z"], value=named("fill", W[0, :1]))
     source = open_source(write(tmp_path / "m.onnx", [named("w", W)], [shape, *nodes]))
     expected = {"w": W, "c": W * 2, "w#1": W * 3, "c#1": W * 2, "w#2": W * 4}
-    assert read_values(source) == {name: array.astype(np.float32).tobytes() for name, array in expected.items()}
+    assert read_all(source) == {name: array.astype(np.float32).tobytes() for name, array in expected.items()}
 
 
 # Quantised
@@ -142,7 +142,7 @@ def test_a_name_that_is_not_utf_8_is_escaped(tmp_path: Path) -> None:
     constant = helper.make_node("Constant", [], ["CCCC"], value=named("", W))
     path = write(tmp_path / "m.onnx", [named("NNNN", W)], [constant])
     path.write_bytes(path.read_bytes().replace(b"NNNN", b"N\xccNN").replace(b"CCCC", b"\xffCCC"))
-    assert read_values(open_source(path)) == {r"N\xccNN": W.tobytes(), r"\xffCCC": W.tobytes()}
+    assert read_all(open_source(path)) == {r"N\xccNN": W.tobytes(), r"\xffCCC": W.tobytes()}
 
 
 # External data
@@ -168,15 +168,15 @@ def test_external_data_as_the_package_writes_it(tmp_path: Path) -> None:
                   location="m.onnx.data" if together else None, size_threshold=0)  # fmt: skip
         source = open_source(tmp_path / folder / "m.onnx")
         assert len(source.storages) == (1 if together else len(FLOATS))
-        assert read_values(source) == {n: a.tobytes() for n, a in arrays.items()}
-        assert read_values(open_source(tmp_path / folder)) == {n: a.tobytes() for n, a in arrays.items()}
+        assert read_all(source) == {n: a.tobytes() for n, a in arrays.items()}
+        assert read_all(open_source(tmp_path / folder)) == {n: a.tobytes() for n, a in arrays.items()}
 
 
 def test_external_data_without_offset_and_length(tmp_path: Path) -> None:
     path = external(tmp_path, location="sub/w.bin")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "w.bin").write_bytes(W.tobytes())
-    assert read_values(open_source(path)) == {"w": W.tobytes()}
+    assert read_all(open_source(path)) == {"w": W.tobytes()}
 
 
 @pytest.mark.parametrize("location", ["../w.bin", "sub/../../w.bin", "/etc/passwd", "C:\\w.bin", "..\\w.bin", "", "\0"])
@@ -195,7 +195,7 @@ def test_links_are_followed_inside_alone(tmp_path: Path) -> None:
     (tmp_path / "blob").write_bytes(path.read_bytes())  # as in the Hugging Face cache: both are links to one place
     path.unlink()
     path.symlink_to(tmp_path / "blob")
-    assert read_values(open_source(path)) == {"w": W.tobytes()}
+    assert read_all(open_source(path)) == {"w": W.tobytes()}
     (tmp_path / "model" / "w.bin").unlink()
     (tmp_path / "model" / "w.bin").symlink_to("w.bin")
     with pytest.raises(TeleojaxError, match=r"w\.bin"):
@@ -296,7 +296,7 @@ def test_numbers_that_do_not_fit_the_shape(tmp_path: Path) -> None:
     tensor = helper.make_tensor("w", TensorProto.FLOAT16, (4, 4), np.ones(16))
     tensor.dims[0] = 5
     with pytest.raises(CorruptInputError):
-        read_values(open_source(write(tmp_path / "m.onnx", [tensor])))
+        read_all(open_source(write(tmp_path / "m.onnx", [tensor])))
     tensor.dims[0] = 2**60
     with pytest.raises(CorruptInputError, match="values"):
         open_source(write(tmp_path / "m.onnx", [tensor]))
@@ -306,7 +306,7 @@ def survives(path: Path, raw: bytes) -> bool:
     """Whether the file is accepted; anything but a source with readable values or a refusal is an error."""
     path.write_bytes(raw)
     try:
-        read_values(OnnxSource(path))
+        read_all(OnnxSource(path))
     except TeleojaxError:
         return False
     return True

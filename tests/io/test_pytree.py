@@ -118,7 +118,7 @@ def test_conversion_waits_until_opening(monkeypatch):
         (np.ones(2, ml_dtypes.int4), "integer type int4"),
         (np.array(["a"]), "type str32 is not read"),
         (np.array([None]), "type object is not read"),
-        (np.ones(2, complex), "type complex128 is not read"),
+        (np.ones(2, complex), "complex type complex128: only its modulus can be measured"),
         (np.ma.masked_array([1.0, 2.0], [False, True]), "a masked array"),
         (jax.random.key(0), "a random key"),
         (jnp.ones((0, 3)), "empty"),

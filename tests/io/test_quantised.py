@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -164,6 +165,47 @@ def test_cells_of_unequal_levels_hold_what_was_rounded(tmp_path: Path, kind: str
 
 
 # Where parts lie, and what cannot be read
+
+
+@pytest.mark.parametrize("kind", QUANTISERS)
+def test_arrays_in_memory_are_measured_as_in_a_file(tmp_path: Path, kind: str) -> None:
+    written = QUANTISERS[kind](W)
+    tensors = {n: np.asarray(a, order="C") for n, a in written.tensors.items()} | {"plain": PLAIN}
+    save_file(tensors, tmp_path / "m.safetensors")  # without its configuration, which arrays have not either
+    of_file, of_arrays = tj.measure(tmp_path), tj.measure(tensors)
+    assert dict(of_arrays) == dict(of_file)
+    assert of_arrays.skipped == of_file.skipped
+    assert set(of_arrays) == {"plain"} | ({written.name} if not kind.startswith("gptq") else set())  # which asks for it
+
+
+@pytest.mark.parametrize("library", ["numpy", "jax", "torch"])
+def test_float8_of_any_library_has_its_scale(library: str) -> None:
+    written = QUANTISERS["fp8 channel"](W)
+    arrays: dict[str, Any] = dict(written.tensors)
+    if library == "jax":
+        arrays = {n: jnp.asarray(a) for n, a in arrays.items()}
+    elif library == "torch":
+        torch = pytest.importorskip("torch")
+        view = {"float8_e4m3fn": (np.uint8, torch.float8_e4m3fn)}
+        arrays = {
+            n: torch.from_numpy(a.view(v[0])).view(v[1]) if (v := view.get(a.dtype.name)) else torch.from_numpy(a)
+            for n, a in arrays.items()
+        }
+    tree = {"layers": [{n.removeprefix("a."): a for n, a in arrays.items()}]}
+    measured = tj.measure(tree)
+    assert measured["layers.0.weight"] == tj.measure({"w": written.values})["w"]
+    assert measured.specs["layers.0.weight"].stored_as == written.stored_as
+    assert measured.skipped == {"layers.0.weight_scale": "scale of layers.0.weight"}
+    as_stored = tj.measure(tree, split=False)
+    assert as_stored.specs["layers.0.weight"].dtype == "float8_e4m3fn"
+    if library != "torch":
+        moved = tj.utility_gradient(tree)["layers"][0]
+        assert moved["weight"].dtype == arrays["a.weight"].dtype
+        assert np.asarray(moved["weight"], np.float32).any()
+        with pytest.raises(tj.UsageError, match=r"the values that 'layers\.0\.weight' stands for.*split=False"):
+            tj.utility_gradient(tree, stats=measured)
+        again = tj.utility_gradient(tree, stats=as_stored)["layers"][0]["weight"]
+        assert np.asarray(again).tobytes() == np.asarray(moved["weight"]).tobytes()
 
 
 def test_parts_in_several_shards(tmp_path: Path) -> None:

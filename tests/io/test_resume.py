@@ -214,6 +214,53 @@ def test_a_checkpoint_that_changed_is_refused(tmp_path: Path, change: str) -> No
     assert journal.read_bytes() == before
 
 
+@pytest.mark.parametrize("file", ["config.json", "adapter_config.json", "quantize_config.json", "quant_config.json"])
+@pytest.mark.parametrize("change", ["changed", "added", "removed"])
+def test_a_configuration_that_changed_is_refused(tmp_path: Path, file: str, change: str) -> None:
+    save_file({"w": np.ones(300, np.float32)}, tmp_path / "m.safetensors")
+    texts = {"added": (None, "{}"), "removed": ("{}", None), "changed": ('{"a": 1}', '{"a": 2}')}[change]
+
+    def put(text: str | None) -> None:
+        (tmp_path / file).unlink(missing_ok=True)
+        if text is not None:
+            (tmp_path / file).write_text(text)
+
+    put(texts[0])
+    tj.measure(tmp_path, resume=tmp_path / "journal")
+    put(texts[1])
+    with pytest.raises(tj.UsageError, match=rf"a run on another {file}.*remove .*journal and begin again"):
+        tj.measure(tmp_path, resume=tmp_path / "journal")
+    put(texts[0])  # written anew, with the same content
+    tj.measure(tmp_path, resume=tmp_path / "journal")
+
+
+def test_another_alpha_of_an_adapter_is_noticed(tmp_path: Path) -> None:
+    """Names, shapes and types of its products stay, and their values do not."""
+    rng = np.random.default_rng(0)
+    factors = {"w.lora_A.weight": rng.normal(size=(4, 30)), "w.lora_B.weight": rng.normal(size=(20, 4))}
+    save_file({n: f.astype(np.float32) for n, f in factors.items()}, tmp_path / "adapter_model.safetensors")
+    config = tmp_path / "adapter_config.json"
+    config.write_text('{"lora_alpha": 8, "r": 4}')
+    before = tj.measure(tmp_path, resume=tmp_path / "journal")
+    config.write_text('{"lora_alpha": 9, "r": 4}')
+    assert dict(tj.measure(tmp_path)) != dict(before)
+    with pytest.raises(tj.UsageError, match=r"another adapter_config\.json"):
+        tj.measure(tmp_path, resume=tmp_path / "journal")
+
+
+@pytest.mark.parametrize("rule", ["skip = true", "split = ['q', 'k']", "role = 'q'"])
+def test_other_rules_are_refused_where_they_make_a_difference(tmp_path: Path, rule: str) -> None:
+    save_file({"w": np.ones((4, 90), np.float32), "v": np.ones(9, np.float32)}, tmp_path / "m.safetensors")
+    (tmp_path / "rules.toml").write_text("[[rule]]\nmatch = 'nothing'\nskip = true")
+    options = {"rules": tmp_path / "rules.toml", "resume": tmp_path / "journal"}
+    tj.measure(tmp_path, **options)
+    (tmp_path / "rules.toml").write_text("[[rule]]\nmatch = 'nothing else'\nskip = true")
+    tj.measure(tmp_path, **options)
+    (tmp_path / "rules.toml").write_text(f"[[rule]]\nmatch = 'w'\n{rule}")
+    with pytest.raises(tj.UsageError, match="a run on other tensors"):
+        tj.measure(tmp_path, **options)
+
+
 @pytest.mark.parametrize("other", [{"groups": 4}, {"histogram": False}])
 def test_other_options_are_refused(model: Path, tmp_path: Path, other: dict) -> None:
     tj.measure(model, resume=tmp_path / "journal", include="layer.1.float16")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorstore
 import zarr
-import zstandard
+from numcodecs import Zstd
 from zarr.storage import ZipStore
 
 import teleojax as tj
@@ -45,7 +45,7 @@ ARRAYS = {
 OTHERS = {
     "int": (np.arange(4, dtype=np.int32), "integer type int32"),
     "flag": (np.array([True]), "type bool is not read"),
-    "complex": (np.ones(3, np.complex64), "type complex64 is not read"),
+    "complex": (np.ones(3, np.complex64), "complex type complex64: only its modulus can be measured"),
 }
 
 
@@ -149,7 +149,7 @@ def test_a_damaged_chunk_fails_alone(array, version):
         assert "array 'a'" in measured.failed["a"]
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress], ids=["gzip", "zstd"])
+@pytest.mark.parametrize("compress", [gzip.compress, Zstd().encode], ids=["gzip", "zstd"])
 def test_a_chunk_that_becomes_more_than_a_chunk_is_refused(tmp_path, compress):
     codec = zarr.codecs.GzipCodec() if compress is gzip.compress else zarr.codecs.ZstdCodec()
     zarr.create_array(tmp_path / "w", shape=(1024,), chunks=(1024,), dtype="float32", compressors=[codec])[:] = 1
