@@ -27,11 +27,14 @@ from teleojax.report import GradientReport as GradientReport
 from teleojax.report import LognormalFit as LognormalFit
 from teleojax.report import Report as Report
 from teleojax.report import TensorFit as TensorFit
+from teleojax.report import TensorTrajectory as TensorTrajectory
+from teleojax.report import Trajectory as Trajectory
 from teleojax.report import compare as compare
 from teleojax.report import fit as fit
 from teleojax.report import gradient_summary as gradient_summary
 from teleojax.report import load_report as load_report
 from teleojax.report import save_statistics as save_statistics
+from teleojax.report import track as track
 from teleojax.report import utility_gradient as utility_gradient
 from teleojax.report import write_gradient as write_gradient
 from teleojax.sources import Source as Source

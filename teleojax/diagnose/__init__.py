@@ -5,6 +5,8 @@ from teleojax.diagnose._bins import density_bins as density_bins
 from teleojax.diagnose._bootstrap import LARGE as LARGE
 from teleojax.diagnose._bootstrap import BootstrapTest as BootstrapTest
 from teleojax.diagnose._bootstrap import bootstrap_test as bootstrap_test
+from teleojax.diagnose._changes import ChangePoint as ChangePoint
+from teleojax.diagnose._changes import change_points as change_points
 from teleojax.diagnose._density import LogDensity as LogDensity
 from teleojax.diagnose._density import penalised_log_density as penalised_log_density
 from teleojax.diagnose._distances import LognormalDistances as LognormalDistances

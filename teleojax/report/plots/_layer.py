@@ -3,49 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.special import ndtr, ndtri
 
 from teleojax._errors import UsageError
-from teleojax.diagnose import Bins, density_bins, penalised_log_density
 from teleojax.families import FAMILIES
-from teleojax.fits import FamilyFit
-from teleojax.report._result import LognormalFit, TensorFit
+from teleojax.report._curves import densities_of, drawn_families, layer, log_scale_density, utility_curve
+from teleojax.report._result import TensorFit
 from teleojax.report.plots._style import canvas, legend, plain, style_named
 from teleojax.stats import BitHistogram
 
 POINTS = 400  # of a curve
-LOW, HIGH = 1e-3, 1 - 1e-4  # shares of connections between which utility is drawn: beyond, too few to tell
-FEWEST = 10  # connections in a category whose utility is shown
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """What the figures need of a fitted tensor: histogram, mean and standard deviation of y = ln|w|, its bins, the
-    number of values, the lognormal.
-    """
-
-    histogram: BitHistogram
-    mean: float
-    sd: float
-    bins: Bins
-    n: int
-    fit: LognormalFit
-
-
-def _layer(result: TensorFit, purpose: str) -> Layer:
-    histogram = result.histogram(purpose)
-    stats, fit = result.stats, result.lognormal
-    if result.status != "ok" or stats is None or fit is None:
-        raise UsageError(
-            result.name, found=result.reason or result.status, needed=f"values that differ, for {purpose}",
-            remedy="Choose another tensor.",
-        )  # fmt: skip
-    mean, sd = stats.moments.mean, stats.moments.sigma
-    return Layer(histogram, mean, sd, density_bins(histogram, mean, sd), stats.moments.n, fit)
 
 
 def plot_density(result: TensorFit, ax: Any = None, *, style: str = "light") -> Any:
@@ -54,30 +24,19 @@ def plot_density(result: TensorFit, ax: Any = None, *, style: str = "light") -> 
     A tail family stands for the share of values that it describes. Returns the Axes. Raises UsageError for a tensor
     without a histogram or without spread, MissingExtraError without matplotlib.
     """
-    look, layer = style_named(style), _layer(result, "plot_density")
+    look, shown = style_named(style), layer(result, "plot_density")
     ax = canvas(ax, look)
-    bins = layer.bins
+    bins = shown.bins
     density = bins.counts / bins.counts.sum() / np.diff(bins.edges)
-    ax.stairs(density, bins.edges, fill=True, color=look.muted, label=f"{layer.n:,} values")
+    ax.stairs(density, bins.edges, fill=True, color=look.muted, label=f"{shown.n:,} values")
     y = np.linspace(bins.edges[0], bins.edges[-1], POINTS)
-    for i, fit in enumerate(_drawn(result)):
-        ax.plot(y, _log_scale_density(fit, y, layer.n), lw=1.4, label=fit.family, **look.line(i))
+    for i, fit in enumerate(drawn_families(result)):
+        ax.plot(y, log_scale_density(fit, y, shown.n), lw=1.4, label=fit.family, **look.line(i))
     least = density[density > 0].min()
     ax.set(yscale="log", ylim=(least / 2, 3 * density.max()), xlim=(bins.edges[0], bins.edges[-1]))
     ax.set(xlabel="ln |w|", ylabel="density, per unit of ln |w|", title=plain(result.name))
     legend(ax, look, loc="upper left")
     return ax
-
-
-def _drawn(result: TensorFit) -> list[FamilyFit]:
-    return [f for f in (result.families or {}).values() if f.params and f.family in FAMILIES]
-
-
-def _log_scale_density(fit: FamilyFit, y: np.ndarray, n: int) -> np.ndarray:
-    """The family's density of y, per unit of y; NaN where it has none."""
-    with np.errstate(under="ignore", over="ignore"):
-        density = np.exp(FAMILIES[fit.family].logpdf(np.exp(y), fit.params) + y) * (fit.n / n if fit.n else 1)
-    return np.where(density > 0, density, np.nan)
 
 
 def plot_probability(result: TensorFit, ax: Any = None, *, style: str = "light") -> Any:
@@ -86,20 +45,20 @@ def plot_probability(result: TensorFit, ax: Any = None, *, style: str = "light")
     A lognormal law is a straight line; the families that were fitted are curves. Returns the Axes. Raises as
     `plot_density`.
     """
-    look, layer = style_named(style), _layer(result, "plot_probability")
+    look, shown = style_named(style), layer(result, "plot_probability")
     ax = canvas(ax, look)
-    y, z = _ranked(layer.histogram)
-    ax.plot(z, y, ls="", marker="o", ms=3, color=look.muted, mec=look.ink, mew=0.3, label=f"{layer.n:,} values")
+    y, z = _ranked(shown.histogram)
+    ax.plot(z, y, ls="", marker="o", ms=3, color=look.muted, mec=look.ink, mew=0.3, label=f"{shown.n:,} values")
     quantiles = np.linspace(z[0], z[-1], 121)
-    for i, fit in enumerate(_drawn(result)):
+    for i, fit in enumerate(drawn_families(result)):
         family = FAMILIES[fit.family]
-        share = fit.n / layer.n if family.tail else 1.0
+        share = fit.n / shown.n if family.tail else 1.0
         rank = 1 - (1 - ndtr(quantiles)) / share if family.tail else ndtr(quantiles)
         inside = rank > 0
         with np.errstate(divide="ignore"):
             ordered = np.log(family.ppf(rank[inside], fit.params))
         ax.plot(quantiles[inside], ordered, lw=1.4, label=fit.family, **look.line(i))
-    r2 = f"; R² = {layer.fit.r2:.4f}" if math.isfinite(layer.fit.r2) else ""
+    r2 = f"; R² = {shown.fit.r2:.4f}" if math.isfinite(shown.fit.r2) else ""
     margin = 0.05 * (y[-1] - y[0])
     ax.set(ylim=(y[0] - margin, y[-1] + margin), title=plain(result.name))
     ax.set(xlabel=f"normal quantile of the rank, standard deviations{r2}", ylabel="ln |w|")
@@ -124,27 +83,20 @@ def plot_utility(result: TensorFit, ax: Any = None, *, style: str = "light") -> 
     strongest 0.01% of connections. Returns the Axes of the utility; the gradient has its own scale on the right.
     Raises as `plot_density`, and UsageError where there is no density estimate.
     """
-    look, layer = style_named(style), _layer(result, "plot_utility")
-    fit, bins = layer.fit, layer.bins
-    (density,) = penalised_log_density([bins.edges], [bins.counts], np.asarray([layer.mean]), np.asarray([layer.sd]))
+    look, shown = style_named(style), layer(result, "plot_utility")
+    fit = shown.fit
+    (density,) = densities_of([shown])
     if density.status != "ok":
         raise UsageError(
             result.name, found=f"no density estimate ({density.reason})", needed="more values, or more levels",
             remedy="Choose another tensor.",
         )  # fmt: skip
     ax = canvas(ax, look)
-    cumulative = np.append(0, np.cumsum(bins.counts)) / bins.counts.sum()
-    low, high = np.interp([LOW, HIGH], cumulative, bins.edges)
-    y = np.linspace(low, high, POINTS)
-    middle = (bins.edges[1:] + bins.edges[:-1]) / 2
-    shown = (bins.counts >= FEWEST) & (middle > y[0]) & (middle < y[-1])
-    log_p = np.log(bins.counts[shown] / bins.counts.sum() / np.diff(bins.edges)[shown])
-    points = (middle[shown], _utility(fit, middle[shown], log_p, layer.n))
-    utility = _utility(fit, y, density.log_density(y), layer.n)
-    gradient = -(y - fit.mu) / fit.sigma**2 - density.score(y)
+    curve = utility_curve(shown, density, POINTS)
+    y, utility, gradient = curve.y, curve.utility, curve.gradient
     first, second = look.series[:2]
     handles = [
-        ax.plot(*points, ls="", marker="o", ms=2.5, color=look.muted, label="categories")[0],
+        ax.plot(curve.at, curve.of_category, ls="", marker="o", ms=2.5, color=look.muted, label="categories")[0],
         ax.plot(y, utility, color=first, lw=1.6, label="utility ĥ")[0],
         ax.axhline(fit.h_star, color=look.ink, lw=1, ls=":", label="h* of equilibrium"),
     ]
@@ -158,8 +110,3 @@ def plot_utility(result: TensorFit, ax: Any = None, *, style: str = "light") -> 
     right.set(ylim=(-steepest, steepest), ylabel="utility gradient, nats per unit of ln |w|")
     legend(ax, look, *handles, loc="lower center", ncols=2)
     return ax
-
-
-def _utility(fit: LognormalFit, y: np.ndarray, log_density: np.ndarray, n: int) -> np.ndarray:
-    """ĥ at y from the log-density of y; α and β are of the measure dx, so that ln p(x) = ln p(y) − y."""
-    return fit.alpha * y - fit.beta * y**2 - (log_density - y) - math.log(n)
