@@ -14,7 +14,9 @@ from teleojax.cli._fit import fit_command
 from teleojax.cli._gradient import gradient_command
 from teleojax.cli._measure import measure_command, merge_command
 from teleojax.cli._output import abandon
+from teleojax.cli._report import report_command
 from teleojax.cli._signals import Interrupted, ending
+from teleojax.cli._track import track_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -29,7 +31,16 @@ def cli() -> None:
     """
 
 
-for _command in (fit_command, measure_command, merge_command, compare_command, gradient_command, bench_command):
+for _command in (
+    fit_command,
+    measure_command,
+    merge_command,
+    compare_command,
+    track_command,
+    gradient_command,
+    report_command,
+    bench_command,
+):
     cli.add_command(_command)
 
 

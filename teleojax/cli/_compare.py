@@ -10,9 +10,18 @@ import click
 from teleojax.cli._options import Names, reads, refuse_without_folder, selects
 from teleojax.cli._output import console_text, emit, progress_bar, say_what_was_not_measured
 from teleojax.fits import families_by_name
-from teleojax.report import DEFAULT_FAMILIES, Report, compare, comparison_tables, fit, load_report, statistics_of
+from teleojax.report import (
+    DEFAULT_FAMILIES,
+    Report,
+    compare,
+    comparison_tables,
+    fit,
+    load_report,
+    require_page,
+    statistics_of,
+)
 
-FORMATS = {"table": ".txt", "jsonl": ".jsonl", "csv": ".csv"}
+FORMATS = {"table": ".txt", "jsonl": ".jsonl", "csv": ".csv", "html": ".html"}
 
 
 @click.command("compare")
@@ -47,14 +56,16 @@ def compare_command(
     refuse_without_folder(output)
     if a == b == "-":
         raise click.BadParameter("standard input can be one of the two only", param_hint="'B'")
+    form = form or {ending: f for f, ending in FORMATS.items()}.get(output.suffix if output else "", "table")
+    if form == "html":
+        require_page()
     names = [f.name for f in families_by_name(families)]
     one, two = (_fitted(path, names, options) for path in (a, b))
     comparison = compare(one, two, level=level)
-    form = form or {ending: f for f, ending in FORMATS.items()}.get(output.suffix if output else "", "table")
     if form == "table":
         emit(console_text(comparison_tables(comparison), output), output)
     else:
-        emit(comparison.jsonl() if form == "jsonl" else comparison.csv(), output)
+        emit({"jsonl": comparison.jsonl, "csv": comparison.csv, "html": comparison.html}[form](), output)
     unread = [0 if side.written is not None else say_what_was_not_measured(side.measured) for side in (one, two)]
     return max(unread)
 

@@ -26,6 +26,7 @@ from teleojax.report import (
     finding,
     fit,
     report_table,
+    require_page,
     require_parquet,
     statistics_of,
     universality_table,
@@ -33,7 +34,7 @@ from teleojax.report import (
 )
 
 TEXT_WIDTH = 120  # columns of running text
-FORMATS = {"table": ".txt", "jsonl": ".jsonl", "csv": ".csv", "parquet": ".parquet"}
+FORMATS = {"table": ".txt", "jsonl": ".jsonl", "csv": ".csv", "parquet": ".parquet", "html": ".html"}
 
 
 @click.command("fit")
@@ -95,6 +96,7 @@ def fit_command(
     teleojax fit model.safetensors
     teleojax fit model-dir/ --group-by role
     cat model.safetensors | teleojax fit - --format jsonl > model.jsonl
+    teleojax fit model-dir/ -o page.html
 
     In the table, best is the family of lowest BIC and gain what it gains over the lognormal, in nats per value; kl nats
     is the distance from arbitrage equilibrium in nats per connection (0 at equilibrium, 0.163 for an untrained Gaussian
@@ -108,6 +110,8 @@ def fit_command(
     form = form or _format_of(output)
     if form == "parquet":
         _check_parquet(output)
+    elif form == "html":
+        require_page()
     names = [f.name for f in families_by_name(families)]  # an unknown one is told before anything is read
     with progress_bar() as progress, stopping() as stop:
         options |= {"histogram": not moments_only, "cells": method == "interval"}
@@ -167,5 +171,5 @@ def _write(whole: Report, shown: Report, form: str, output: Path | None, more: S
         words = Constrain(Text(finding(whole)), min(width, TEXT_WIDTH))
         text = console_text([report_table(shown, title, width), *more, words], output)
     else:
-        text = shown.jsonl() if form == "jsonl" else shown.csv()
+        text = {"jsonl": shown.jsonl, "csv": shown.csv, "html": shown.html}[form]()
     emit(text, output)

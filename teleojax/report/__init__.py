@@ -30,6 +30,8 @@ from teleojax.report._table import wins_table as wins_table
 from teleojax.report._wins import FamilyWins as FamilyWins
 from teleojax.report._write import save_statistics as save_statistics
 from teleojax.report._write import write_atomically as write_atomically
+from teleojax.report.page import require_page as require_page
+from teleojax.report.plots import plot_changes as plot_changes
 from teleojax.report.plots import plot_density as plot_density
 from teleojax.report.plots import plot_depth as plot_depth
 from teleojax.report.plots import plot_heatmap as plot_heatmap
@@ -37,3 +39,7 @@ from teleojax.report.plots import plot_probability as plot_probability
 from teleojax.report.plots import plot_trajectory as plot_trajectory
 from teleojax.report.plots import plot_utility as plot_utility
 from teleojax.report.plots import plot_wins as plot_wins
+from teleojax.report.trajectory import TensorTrajectory as TensorTrajectory
+from teleojax.report.trajectory import Trajectory as Trajectory
+from teleojax.report.trajectory import track as track
+from teleojax.report.trajectory import trajectory_table as trajectory_table

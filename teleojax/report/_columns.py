@@ -16,6 +16,8 @@ class Column(NamedTuple):
 
 
 COLUMNS = {
+    "step": Column("count", "1", "training step"),
+    "checkpoint": Column("text", "", "the checkpoint of that step"),
     "name": Column("text", "", "tensor, or group of tensors"),
     "role": Column("text", "", "role in the network, by the name"),
     "depth": Column("count", "1", "index of the repeated block, from 0"),

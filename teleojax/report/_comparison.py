@@ -164,6 +164,23 @@ class Comparison(Mapping[str, TensorChange]):
         """Write the CSV to a file that appears whole or not at all."""
         write_atomically(path, self.csv())
 
+    def html(self) -> str:
+        """One self-contained HTML page: every pair with both its histograms, roles; it fetches nothing.
+
+        Raises MissingExtraError without the extra "report".
+        """
+        from teleojax.report.page import comparison_page
+
+        return comparison_page(self)
+
+    def to_html(self, path: str | Path | None = None) -> str | None:
+        """Write the page to a file that appears whole or not at all; without a path, return it."""
+        page = self.html()
+        if path is None:
+            return page
+        write_atomically(path, page)
+        return None
+
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None

@@ -41,6 +41,14 @@ def _changes(title: str, what: str, changes: Iterable[TensorChange], z: float) -
     for heading in HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("best", no_wrap=True)
+    for cells in change_cells(changes, z):
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def change_cells(changes: Iterable[TensorChange], z: float) -> list[list[str]]:
+    """The rows of that table as text: control characters as escapes, intervals of `z` standard errors."""
+    rows = []
     for c in changes:
         name = c.a.name if c.a.name == c.b.name else f"{c.a.name} → {c.b.name}"
         cells = [_change(change, z) for change in (c.mu, c.sigma, c.kl_nats)]
@@ -48,8 +56,8 @@ def _changes(title: str, what: str, changes: Iterable[TensorChange], z: float) -
         before, after = c.a.best_bic or "–", c.b.best_bic or "–"
         best = before if before == after else f"{before} → {after}"
         second = c.matched if c.tensors is None else str(c.tensors)
-        table.add_row(*(escape(printable(text)) for text in (name, second, *cells, w1, best)))
-    return table
+        rows.append([printable(text) for text in (name, second, *cells, w1, best)])
+    return rows
 
 
 def _change(change: Change, z: float) -> str:

@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 KEY = "teleojax"  # of the metadata of a table: its summary, and units and meanings as teleojax.units, teleojax.meanings
 
 
+@runtime_checkable
+class Tabular(Protocol):
+    """What has rows under the keys of `COLUMNS`, and a summary."""
+
+    @property
+    def summary(self) -> dict[str, Any]: ...
+
+    def flat_rows(self) -> list[dict[str, Any]]: ...
+
+
 class Filled(NamedTuple):
     """A column with its values by row; `kind` is "vector" where they are lists."""
 
@@ -33,7 +43,7 @@ class Filled(NamedTuple):
     values: list[Any]
 
 
-def filled_columns(report: Report) -> list[Filled]:
+def filled_columns(report: Tabular) -> list[Filled]:
     """The columns of `report.csv()`, in that order, None where a row has nothing."""
     rows = report.flat_rows()
     found = []
@@ -56,7 +66,7 @@ def require_parquet() -> None:
     _module("pyarrow.parquet", "arrow", "parquet")
 
 
-def polars_frame(report: Report) -> Any:
+def polars_frame(report: Tabular) -> Any:
     """A polars.DataFrame; it has no place for units."""
     pl = _module("polars", "polars", "to_polars")
     kinds = {"text": pl.String, "count": pl.Int64, "number": pl.Float64, "vector": pl.List(pl.Float64)}
@@ -66,7 +76,7 @@ def polars_frame(report: Report) -> Any:
     )
 
 
-def pandas_frame(report: Report) -> Any:
+def pandas_frame(report: Tabular) -> Any:
     """A pandas.DataFrame; `attrs` has the summary, units and meanings."""
     pd = _module("pandas", "pandas", "to_pandas")
     series = {}
@@ -82,7 +92,7 @@ def pandas_frame(report: Report) -> Any:
     return frame
 
 
-def arrow_table(report: Report, what: str = "to_arrow") -> Any:
+def arrow_table(report: Tabular, what: str = "to_arrow") -> Any:
     """A pyarrow.Table; fields have their unit and meaning as metadata, the schema the summary and all of them."""
     pa = _module("pyarrow", "arrow", what)
     kinds = {"text": pa.string(), "count": pa.int64(), "number": pa.float64(), "vector": pa.list_(pa.float64())}
@@ -137,7 +147,7 @@ def _padded(rows: Sequence[list[float | None] | None]) -> np.ndarray:
     return out
 
 
-def _about(report: Report) -> dict[str, Any]:
+def _about(report: Tabular) -> dict[str, Any]:
     columns = filled_columns(report)
     return {
         KEY: report.summary,

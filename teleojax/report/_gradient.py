@@ -81,7 +81,7 @@ def utility_gradient(
     laws: dict[str, UtilityGradient] = {}
     if density == "empirical" or target is not None:
         chosen = {"include": include, "exclude": exclude, "min_size": min_size}
-        stats = measure(source, histogram=density == "empirical", **chosen) if stats is None else stats
+        stats = measure(source, histogram=density == "empirical", split=False, **chosen) if stats is None else stats
         laws = gradients(_of_each(wanted, stats), density=density, target=target)
     leaves, tree = jax.tree_util.tree_flatten(params)
     owner = {id(leaf): place for place, leaf in reversed(list(enumerate(leaves)))}  # tied leaves are computed once
@@ -236,6 +236,13 @@ def _report(measured: Measured, laws: Mapping[str, UtilityGradient], wrt: str) -
 def _of_each(specs: list[TensorSpec], stats: Mapping[str, TensorStats]) -> dict[str, TensorStats]:
     """The statistics of every tensor. Raises InputError for one that could not be measured, UsageError for none."""
     for spec in specs:
+        if isinstance(stats, Measured) and spec.stored_as is None and _stored_as(stats, spec.name) is not None:
+            raise UsageError(
+                "stats",
+                found=f"statistics of the values that {spec.name!r} stands for, with its scales",
+                needed="those of the values that it holds, which have the gradient",
+                remedy="Measure it with split=False.",
+            )
         if spec.name in stats:
             continue
         if isinstance(stats, Measured) and spec.name in stats.failed:
@@ -252,6 +259,10 @@ def _of_each(specs: list[TensorSpec], stats: Mapping[str, TensorStats]) -> dict[
             remedy="Measure the same tree, or select tensors.",
         )
     return {spec.name: stats[spec.name] for spec in specs}
+
+
+def _stored_as(stats: Measured, name: str) -> str | None:
+    return stats.specs[name].stored_as if name in stats.specs else None
 
 
 def _for_source(source: Source, stats: Mapping[str, TensorStats], select: Selection) -> Measured:

@@ -142,6 +142,23 @@ class Report(Mapping[str, TensorFit]):
         """Write the CSV to a file that appears whole or not at all."""
         write_atomically(path, self.csv())
 
+    def html(self) -> str:
+        """One self-contained HTML page: every tensor with its figures, roles, depths; it fetches nothing.
+
+        Raises MissingExtraError without the extra "report".
+        """
+        from teleojax.report.page import report_page
+
+        return report_page(self)
+
+    def to_html(self, path: str | Path | None = None) -> str | None:
+        """Write the page to a file that appears whole or not at all; without a path, return it."""
+        page = self.html()
+        if path is None:
+            return page
+        write_atomically(path, page)
+        return None
+
     def to_parquet(self, path: str | Path) -> None:
         """Write the columns of the CSV to a Parquet file, whole or not at all; extra "arrow".
 

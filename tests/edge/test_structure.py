@@ -21,9 +21,10 @@ PUBLIC = {
     "AxisFit", "AxisReport", "BitHistogram", "CellCounts", "Comparison", "CorruptInputError", "FAMILIES", "Family",
     "FamilyFit", "GradientFiles", "GradientReport", "GradientSummary", "InputError", "LogMoments", "LognormalFit",
     "Measured", "MissingExtraError", "OutputError", "ProcessLostError", "Report", "Source", "TeleojaxError",
-    "TensorFit", "TensorSpec", "TensorStats", "UsageError", "compare", "engine", "fit", "gradient_summary",
+    "TensorFit", "TensorSpec", "TensorStats", "TensorTrajectory", "Trajectory", "UsageError", "compare", "engine",
+    "fit", "gradient_summary",
     "load_report", "load_statistics", "lognormal_gradient", "measure", "merge", "merge_measured", "open_source",
-    "save_statistics", "teleo", "train", "utility_gradient", "write_gradient",
+    "save_statistics", "teleo", "track", "train", "utility_gradient", "write_gradient",
 }  # fmt: skip
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "__main__.py") or p.parent != PACKAGE)
 
@@ -71,7 +72,7 @@ def test_importing_starts_no_backend_and_is_quick_to_load() -> None:
         "heavy = {'torch', 'matplotlib', 'pandas', 'polars', 'tflite', 'scipy.stats', 'optax', 'tensorstore'}\n"
         "heavy |= {'pyarrow', 'xarray'}\n"
         "heavy |= {'orbax', 'gguf', 'onnx', 'h5py', 'zarr', 'keras', 'fsspec', 'huggingface_hub'}\n"
-        "heavy |= {'msgpack', 'aiohttp'}\n"
+        "heavy |= {'msgpack', 'aiohttp', 'jinja2', 'bokeh'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
