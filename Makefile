@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test bench fuzz lint clean
+.PHONY: demo emergence test bench fuzz docs lint clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -29,7 +29,19 @@ demo: $(VENV)/.demo  ## fetch two trained networks, fit them, leave the JSON lin
 	$(BIN)/teleojax fit models/blazepose -o out/blazepose.jsonl
 	@echo "One JSON line a tensor: out/minilm.jsonl out/blazepose.jsonl"
 
-test: $(VENV)/.test  ## the whole suite
+emergence: $(VENV)/.examples  ## train two small networks and see whether they near equilibrium; ARGS=--quick for a trial
+	$(BIN)/python -m examples.emergence $(ARGS)
+
+# a browser for the tests of the HTML page, which are skipped where there is none
+$(VENV)/.browser: | $(BIN)/python
+	@if { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		get='apt-get install -y --no-install-recommends chromium'; $$get || { apt-get update && $$get; } \
+		|| echo "No Chromium could be installed: the tests of the page are skipped."; \
+	else echo "No Chromium: the tests of the page are skipped. Install one, say with: sudo apt-get install chromium"; fi
+	@touch $@
+
+test: $(VENV)/.test $(VENV)/.browser  ## the whole suite
 	$(BIN)/python -m pytest -n 2
 
 bench: $(VENV)/.bench  ## measure speed beside the memory limit and peers; ARGS=--large for 8 GiB, ARGS=--quick for a trial
@@ -37,6 +49,10 @@ bench: $(VENV)/.bench  ## measure speed beside the memory limit and peers; ARGS=
 
 fuzz: $(VENV)/.fuzz  ## hostile bytes against every reader; SECONDS=1800 for longer, ARGS='--targets npz torch' for some
 	$(BIN)/python -m tests.fuzz.fuzz_readers --seconds $(or $(SECONDS),120) $(ARGS)
+
+docs: $(VENV)/.docs  ## the site, into out/site; all code on its pages is run
+	$(BIN)/python scripts/fetch_models.py minilm blazepose
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: $(VENV)/.lint  ## format, style and types
 	$(BIN)/ruff check .
