@@ -102,9 +102,10 @@ def select(found: Iterable[Change], **fields: str) -> list[Change]:
 
 
 def verdict(found: Sequence[Change], network: str, what: str) -> str:
-    """ "supported", "refuted" or "not shown": whether training moved this towards equilibrium, by KL over initializers.
+    """Whether training moved this towards equilibrium, by KL over initializers.
 
-    Supported: KL fell on real data, and by more than in the null. Refuted: it rose. Intervals must leave 0 out.
+    "supported": KL fell on real data, and by more than in the null; "refuted": it rose; else "not shown". Intervals
+    must leave 0 out.
     """
     real, contrast = (_one(found, network, what, "kl_nats", kind) for kind in ("real", CONTRAST))
     if real.change.sign > 0:

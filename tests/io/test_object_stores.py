@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,7 +56,7 @@ class Store:
             self._ask(f"models/{key}", "PUT", data)
 
     def _ask(self, place: str, method: str, data: bytes) -> None:
-        kind = {"Content-Type": "application/octet-stream"}
+        kind = {"Content-Type": "application/octet-stream", "x-amz-acl": "public-read"}
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/{place}", data, kind, method=method)
         with urllib.request.urlopen(request, timeout=10) as answer:
             answer.read()
@@ -79,9 +80,10 @@ def until_it_listens(port: int, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError("the server does not listen")
 
 
-def counting(port: int, sent: list[int]) -> tuple[socket.socket, int]:
-    """A listener that hands everything on to `port` and back, and adds what comes back to `sent`."""
+def counting(port: int, sent: list[int]) -> tuple[list[socket.socket], int]:
+    """A listener that hands everything on to `port` and back, and adds what comes back to `sent`; all its sockets."""
     listener = socket.create_server(("127.0.0.1", 0))
+    every = [listener]
 
     def pump(a: socket.socket, b: socket.socket, count: list[int] | None) -> None:
         try:
@@ -102,14 +104,15 @@ def counting(port: int, sent: list[int]) -> tuple[socket.socket, int]:
             except OSError:
                 return
             server = socket.create_connection(("127.0.0.1", port))
+            every.extend((client, server))
             threading.Thread(target=pump, args=(client, server, None), daemon=True).start()
             threading.Thread(target=pump, args=(server, client, sent), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
-    return listener, listener.getsockname()[1]
+    return every, listener.getsockname()[1]
 
 
-@pytest.fixture(scope="module", params=CLIENTS)
+@pytest.fixture(params=CLIENTS)  # one a test: the second serves one connection at a time
 def server(request: pytest.FixtureRequest) -> Iterator[Store]:
     protocol = request.param
     for package in CLIENTS[protocol]:
@@ -137,7 +140,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Store]:
 @pytest.fixture
 def store(server: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """The server behind a counter, and an environment that leads there."""
-    listener, port = counting(server.port, server.sent)
+    sockets, port = counting(server.port, server.sent)
     here = f"http://127.0.0.1:{port}"
     for name in list(os.environ):
         if name.startswith(("AWS_", "GOOGLE_", "FSSPEC_")) or name.lower().endswith("_proxy"):
@@ -150,7 +153,10 @@ def store(server: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     forget()
     server.sent.clear()
     yield server
-    listener.close()
+    for each in sockets:
+        with suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
+        each.close()
     forget()
 
 

@@ -20,6 +20,8 @@ from teleojax.report.trajectory._result import TrackedStep, Trajectory
 from teleojax.report.trajectory._steps import Checkpoint, checkpoints_of
 from teleojax.sources import open_source
 from teleojax.sources._open import URL
+from teleojax.sources._rules import Rules
+from teleojax.sources._structure import structured
 
 UNRECORDED = ("budget_bytes",)  # options that no number depends on
 REFUSED = {
@@ -75,13 +77,13 @@ def track(
     given = {c.step for c in found}
     points = {step: p for step, p in finished.items() if step not in given or not _failed(p)}
     if file is not None:
-        _refuse_changed(found, points, file.path)
+        _refuse_changed(found, points, file.path, chosen)
     for checkpoint in found:
         if checkpoint.step in points and checkpoint.is_path:
             continue
         if stop is not None and stop() is not None:
             break
-        known = _identity(checkpoint) if file is not None else None
+        known = _identity(checkpoint, chosen) if file is not None else None
         report = _fitted(checkpoint, asked, chosen, progress, stop)
         if stop is not None and stop() is not None and report.summary["failed"]:
             break
@@ -113,24 +115,28 @@ def _failed(point: TrackedStep) -> bool:
     return any(r.status == "failed" for r in point.report.values())
 
 
-def _refuse_changed(found: Iterable[Checkpoint], points: dict[int, TrackedStep], file: Path) -> None:
+def _refuse_changed(
+    found: Iterable[Checkpoint], points: dict[int, TrackedStep], file: Path, options: dict[str, Any]
+) -> None:
     for checkpoint in found:
         known = points.get(checkpoint.step)
         if known is None or not checkpoint.is_path:
             continue
-        now = _identity(checkpoint)
+        now = _identity(checkpoint, options)
         if now != known.identity:
             raise UsageError(
                 checkpoint.target,
                 found=f"another checkpoint of step {checkpoint.step} than {file} has "
-                "(names, sizes, times of change or header differ)",
+                "(names, sizes, times of change, header or configuration differ)",
                 needed="the one that was measured, or a file for another run",
                 remedy=f"If the change is meant, remove {file} and begin again, or choose another file.",
             )
 
 
-def _identity(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """What tells the checkpoint from another: its files, the address alone of a remote one; None of arrays."""
+def _identity(checkpoint: Checkpoint, options: dict[str, Any]) -> dict[str, Any] | None:
+    """What tells the checkpoint from another: its files and what rules make of them, the address alone of a remote one;
+    None of arrays.
+    """
     if not checkpoint.is_path:
         return None
     if URL.match(str(checkpoint.target)):
@@ -139,7 +145,9 @@ def _identity(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if is_statistics(path) or path.suffix == ".jsonl":
         status = path.stat()
         return {"files": [[path.name, status.st_size, status.st_mtime_ns]], "header": ""}
-    return identity(open_source(checkpoint.target))
+    rules = options.get("rules")
+    named = None if rules is None else Rules.load(rules)
+    return identity(structured(open_source(checkpoint.target), split=options.get("split", True), rules=named))
 
 
 def _fitted(
