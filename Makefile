@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo emergence test bench fuzz docs lint clean
+.PHONY: demo emergence test extras bench fuzz docs lint clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -43,6 +43,9 @@ $(VENV)/.browser: | $(BIN)/python
 
 test: $(VENV)/.test $(VENV)/.browser  ## the whole suite
 	$(BIN)/python -m pytest -n 2
+
+extras:  ## each optional extra alone in a fresh environment, with its tests; ARGS='gguf onnx' for some
+	$(PYTHON) scripts/check_extras.py $(ARGS)
 
 bench: $(VENV)/.bench  ## measure speed beside the memory limit and peers; ARGS=--large for 8 GiB, ARGS=--quick for a trial
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

@@ -81,11 +81,16 @@ EXTRAS = {
         ("flax>=0.12", "orbax-checkpoint>=0.12"),
         written_with=frozenset({"msgpack", "fsspec"}),
     ),
-    "remote": Extra(("tests/io/test_remote.py",), (SAFETENSORS,)),
-    "torch": Extra(("tests/io/test_torch.py",), brings=frozenset({"fsspec"})),
+    "remote": Extra(
+        ("tests/io/test_remote.py", "tests/io/test_object_stores.py"),
+        (SAFETENSORS, "s3fs>=2024.6", "moto[server]>=5", "gcsfs>=2024.6", "gcp-storage-emulator>=2024.8"),
+        written_with=frozenset({"jinja2"}),
+    ),
+    "torch": Extra(("tests/io/test_torch.py",), brings=frozenset({"fsspec", "jinja2"})),
     "zarr": Extra(("tests/io/test_zarr.py",), ("zarr>=3.0",)),
     "zstd": Extra(("tests/io/test_compressed.py",), (SAFETENSORS,)),
     "plots": Extra(("tests/edge/test_plots.py",)),
+    "report": Extra(("tests/edge/test_report.py", "tests/edge/test_markup.py"), (SAFETENSORS,)),
     "tflite": Extra(("tests/io/test_tflite.py", "tests/io/test_open.py"), (SAFETENSORS,)),
 }
 

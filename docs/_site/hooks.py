@@ -21,6 +21,8 @@ LINKED = ("models", "scripts", "examples")  # what a page's commands find in the
 
 log = logging.getLogger("mkdocs.hooks")
 OUTSIDE = re.compile(r'<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)="?(?:https?:)?//[^">\s]+', re.I)
+LINKS = re.compile(r'<a\b[^>]*?\bhref="([a-z]+:[^"]*)"')
+ADDRESS = re.compile(r"https://[\w-]+(?:\.[\w-]+)+(?:/[^\s<>]*)?|mailto:\S+@\S+")
 EMPTY = re.compile(
     r'<div class="result">\s*<div class="[^"]*highlight"><pre>(?:<span></span>)?<code>\s*</code></pre></div>\s*</div>'
 )
@@ -65,7 +67,10 @@ def on_page_content(html: str, *, page: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, *, page: Any, **_: Any) -> str:
-    """A page asks nothing of other machines when it is opened."""
+    """A page asks nothing of other machines when it is opened, and where it links to them the address is one."""
+    for address in LINKS.findall(output):
+        if not ADDRESS.fullmatch(address):
+            log.warning("%s: no address: %s", page.file.src_path, address)
     for request in OUTSIDE.findall(output):
         log.warning("%s: a request to outside: %s", page.file.src_path, request)
     return output

@@ -127,10 +127,13 @@ def paragraphs(found: Sequence[Change]) -> list[str]:
     arrived = (
         f"{sum(c.near for c in cs)} of {sum(c.n for c in cs)} replicas by their {what}" for what, cs in _by(ended)
     )
+    control = select(found, kind="untrained")
+    alarms = sum(c.change.sign != 0 for c in control)
     return [
         *(_paragraph(found, *place) for place in places),
         f"**Move towards equilibrium by training:** {closing}. Within {NEAR:g} nats of a lognormal at the end: "
-        f"{', '.join(arrived)}.",
+        f"{', '.join(arrived)}. Of {len(control)} intervals of the untrained control {alarms} leave 0 out; chance would "
+        f"have it in {100 * (1 - LEVEL):.0f}%.",
     ]
 
 

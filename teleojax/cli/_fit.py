@@ -89,8 +89,9 @@ def fit_command(
 ) -> int:
     """Fit every tensor of PATH...: lognormal, distance from equilibrium, rival families.
 
-    PATH is a .safetensors, .npz, .npy or .tflite file, a directory of them (a Hugging Face sharded checkpoint is read
-    by its index), statistics that `teleojax measure` wrote, or - for a safetensors stream on standard input.
+    PATH is a checkpoint: safetensors, PyTorch, GGUF, ONNX, Orbax, Zarr, Flax, Keras, HDF5, TensorFlow Lite, .npz or
+    .npy, a file or a directory (a Hugging Face sharded checkpoint is read by its index); statistics that `teleojax
+    measure` wrote; or - for a safetensors stream on standard input.
 
     \b
     teleojax fit model.safetensors

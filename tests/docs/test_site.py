@@ -58,12 +58,14 @@ BAD = {
     "link": "[gone](nowhere.md)\n",
     "anchor": "[gone](index.md#nowhere)\n",
     "unsaid": '```sh run="no"\nls\n```\n',
+    "address": "[gone](https://nowhere)\n",
     "outside": '<script src="https://example.org/x.js"></script>\n',
     "figure": "```python\nfrom matplotlib import pyplot as plt\nplt.close()\n```\n",
 }
 SAID = {
     "raises": "ZeroDivisionError", "command": "unexpected code 1", "link": "'nowhere.md'", "anchor": "#nowhere",
-    "unsaid": "title that begins", "outside": "a request to outside", "figure": "no figure is open",
+    "unsaid": "title that begins", "address": "no address", "outside": "a request to outside",
+    "figure": "no figure is open",
 }  # fmt: skip
 
 

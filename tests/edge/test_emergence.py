@@ -241,6 +241,11 @@ def test_words_for_fabricated_trajectories(real: float, null: float, word: str, 
     found = finding.changes(fabricated(real, null))
     assert set(finding.verdicts(found).values()) == {word}
     *each, last = finding.paragraphs(found)
+    control = finding.select(found, kind="untrained")
+    assert len(control) == 4 * (len(finding.METRICS) * (len(KL) + 1) + 1)
+    alarms = sum(c.change.low > 0 or c.change.high < 0 for c in control)
+    assert f"Of {len(control)} intervals of the untrained control {alarms} leave 0 out" in last
+    assert alarms < 0.2 * len(control)
     assert len(each) == 4
     assert last.count(word) == 4
     for text in each:

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+import teleojax as tj
+from tests.pages.networks import fitted
+
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "out" / "pages"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -49,10 +52,34 @@ class Opened:
         code = f"JSON.stringify(figures.{figure}.document.get_model_by_name('{name}').data)"
         return self.page.evaluate(f"JSON.parse({code})")
 
+    def choose(self, tensor: str) -> None:
+        """Click on the row of a tensor."""
+        self.page.fill("#filter", tensor)
+        self.page.locator("#table tbody tr").first.locator("td").last.click()
+        assert self.page.inner_text("#detail-name") == tensor
+
+    def saved(self, button: str) -> str:
+        """What a download holds."""
+        with self.page.expect_download() as waiting:
+            self.page.click(button)
+        return Path(waiting.value.path()).read_bytes().decode()
+
     def shoot(self, name: str) -> None:
         """Keep a picture of the whole page under out/pages/."""
         SHOTS.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+
+
+@pytest.fixture(scope="session")
+def report() -> tj.Report:
+    return fitted()
+
+
+@pytest.fixture(scope="session")
+def page(report: tj.Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    report.to_html(path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import teleojax as tj
 from teleojax.cli import run
 from tests.pages.conftest import SCHEMES, SIZES, Opened
 from tests.pages.networks import UP, Q, fitted, layers, name
-from tests.pages.test_report_page import choose, saved
 
 Visit = Callable[..., Opened]
 ALONE = "only<b>here</b>"
@@ -49,7 +48,7 @@ def test_the_page_is_readable_and_accessible(page: Path, visit: Visit, size: str
 
 def test_a_click_shows_both_histograms(comparison: tj.Comparison, page: Path, visit: Visit) -> None:
     opened, tensor = visit(page), name(4, Q)
-    choose(opened, tensor)
+    opened.choose(tensor)
     bars = {key: np.asarray(values) for key, values in opened.source("density", "bars").items()}
     sides = list(dict.fromkeys(bars["color"]))
     assert len(sides) == 2
@@ -93,8 +92,8 @@ def test_roles_and_tensors_without_counterpart(comparison: tj.Comparison, page: 
     assert dict(zip(drawn["name"], drawn["x"], strict=True)) == {
         role: pytest.approx(change.kl_nats.delta, rel=1e-5) for role, change in comparison.roles.items()
     }
-    assert saved(opened, "#save-jsonl") == comparison.jsonl()
-    assert saved(opened, "#save-csv") == comparison.csv()
+    assert opened.saved("#save-jsonl") == comparison.jsonl()
+    assert opened.saved("#save-csv") == comparison.csv()
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def comparison_page(comparison: Comparison) -> str:
         data=data,
         lines=comparison.jsonl(),
         kind="comparison",
-        title=_two(comparison.source_a, comparison.source_b),
+        title=f"{comparison.source_a} → {comparison.source_b}",
         summary=_summary(comparison),
         findings=_findings(comparison),
         places={"role": Place(MERGED, _cells(comparison, z), [])} if comparison.roles else {},
@@ -59,8 +59,11 @@ def comparison_page(comparison: Comparison) -> str:
         by_depth=False,
         note=NO_HISTOGRAMS if uncounted else None,
         alone=[
-            (source, [(r.name, r.role or "–", "x".join(map(str, r.shape or ()))) for r in rest])
-            for source, rest in ((comparison.source_a, comparison.only_a), (comparison.source_b, comparison.only_b))
+            (f"{side}: {source}", [(r.name, r.role or "–", "x".join(map(str, r.shape or ()))) for r in rest])
+            for side, source, rest in (
+                ("A", comparison.source_a, comparison.only_a),
+                ("B", comparison.source_b, comparison.only_b),
+            )
             if rest
         ],
     )
@@ -102,7 +105,9 @@ def _summary(comparison: Comparison) -> list[tuple[str, str]]:
     for rule, words in (("name", "same name"), ("prefix", "name without prefix"), ("shape", "shape, role and depth")):
         if totals[f"by_{rule}"]:
             shown.append((f"by {words}", f"{totals[f'by_{rule}']:,}"))
-    shown += [(f"only in {side}", f"{totals[f'only_{side}']:,}") for side in ("a", "b") if totals[f"only_{side}"]]
+    shown += [
+        (f"only in {side.upper()}", f"{totals[f'only_{side}']:,}") for side in ("a", "b") if totals[f"only_{side}"]
+    ]
     return shown
 
 

@@ -111,7 +111,7 @@ function drawUtility(sides, points) {
     lines.push({ xs: even(utility.range, points), ys: nats(utility.line), color: colour(s), dash: dash(s), width: 2 });
     lines.push({ xs: utility.range, ys: [utility.star, utility.star], color: two ? colour(s) : variable("ink"), dash: [2, 3], width: 1.5 });
   });
-  const ys = lines.flatMap(line => finite(line.ys));
+  const ys = [...lines.flatMap(line => finite(line.ys)), ...marks.map(mark => mark.y)];
   if (ys.length) {
     const xs = lines.flatMap(line => line.xs);
     const margin = Math.max(0.5, 0.08 * (Math.max(...ys) - Math.min(...ys)));
