@@ -132,8 +132,8 @@ def paragraphs(found: Sequence[Change]) -> list[str]:
     return [
         *(_paragraph(found, *place) for place in places),
         f"**Move towards equilibrium by training:** {closing}. Within {NEAR:g} nats of a lognormal at the end: "
-        f"{', '.join(arrived)}. Of {len(control)} intervals of the untrained control {alarms} leave 0 out; chance would "
-        f"have it in {100 * (1 - LEVEL):.0f}%.",
+        f"{', '.join(arrived)}. Of {len(control)} intervals of the untrained control {alarms} leave 0 out; chance "
+        f"would have it in {100 * (1 - LEVEL):.0f}%.",
     ]
 
 
