@@ -98,9 +98,9 @@ def contestants(runs: dict[str, Callable[[], float]], n_values: int) -> list[Con
     return [Contestant(name, run, expected, n_values, n_bytes, rtol=1e-4) for name, run in runs.items()]
 
 
-@pytest.mark.parametrize("width", [256, 512])
-def test_tracking(width: int, race: Runner, sizes: Sizes, benchmark: Any) -> None:
-    net = Net.make(width // (4 if sizes.quick else 1), 256 // (4 if sizes.quick else 1))
+@pytest.mark.parametrize(("width", "batch"), [(256, 256), (512, 256), (512, 2048)])
+def test_tracking(width: int, batch: int, race: Runner, sizes: Sizes, benchmark: Any) -> None:
+    net = Net.make(width // (4 if sizes.quick else 1), batch // (4 if sizes.quick else 1))
     adam = optax.adam(1e-3)
     runs = {
         "teleojax, track every 100": steps_of(net, optax.chain(adam, tj.train.track_log_moments(100)), TRACK_STEPS),
@@ -108,7 +108,8 @@ def test_tracking(width: int, race: Runner, sizes: Sizes, benchmark: Any) -> Non
     }
     n_values = TRACK_STEPS * sum(w.size for w in net.params)
     racers = contestants(runs, n_values)
-    race(f"track an MLP {width} wide", racers, dtype="float32", bound_by_memory=False, finish=overheads(benchmark))
+    name = f"track an MLP {width} wide, {batch} rows"
+    race(name, racers, dtype="float32", bound_by_memory=False, finish=overheads(benchmark))
 
 
 @pytest.mark.parametrize("width", [512, 1024])
