@@ -28,6 +28,12 @@ from tests.io.twin import read_all
 
 numpy = pytest.importorskip("safetensors.numpy")
 CLIENTS = {"s3": ("s3fs", "moto"), "gs": ("gcsfs", "gcp_storage_emulator")}
+MANY_AT_ONCE = """
+import http.server, sys
+http.server.HTTPServer = http.server.ThreadingHTTPServer  # else one idle connection keeps all others waiting
+from gcp_storage_emulator.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
 SLACK = 64 << 10  # of headers and listings, beside what is asked for
 RNG = np.random.default_rng(0)
 TENSORS = {
@@ -113,7 +119,7 @@ def counting(port: int, sent: list[int]) -> tuple[list[socket.socket], int]:
     return every, listener.getsockname()[1]
 
 
-@pytest.fixture(params=CLIENTS)  # one a test: the second serves one connection at a time
+@pytest.fixture(params=CLIENTS)
 def server(request: pytest.FixtureRequest) -> Iterator[Store]:
     protocol = request.param
     for package in CLIENTS[protocol]:
@@ -122,8 +128,8 @@ def server(request: pytest.FixtureRequest) -> Iterator[Store]:
     port = free_port()
     command = {
         "s3": [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        "gs": [str(Path(sys.executable).parent / "gcp-storage-emulator"), "start", "--host=127.0.0.1",
-               f"--port={port}", "--in-memory", "--default-bucket=models"],
+        "gs": [sys.executable, "-c", MANY_AT_ONCE, "start", "--host=127.0.0.1", f"--port={port}", "--in-memory",
+               "--default-bucket=models"],
     }[protocol]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
