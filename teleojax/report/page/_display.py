@@ -19,6 +19,7 @@ ALL_BINS = 120_000  # of a page: with more tensors than fill it at MOST_BINS, ea
 POINTS = 61  # of a curve
 STEPS = 10_000  # of a range of ln|w|: finer than any screen
 PER_NAT = 1000  # logarithms of densities and utilities are kept in thousandths of a nat
+OF_CURVE = 100  # parts of a nat in which curves of families are kept: finer than a line is wide
 BELOW = 3.0  # nats under the least occupied bin where a family is no longer drawn
 REACH = 5.0  # standard deviations of ln|w| that are drawn where there is no histogram
 
@@ -37,8 +38,9 @@ def displays(results: Sequence[TensorFit]) -> list[dict[str, Any] | None]:
     """One dict a tensor, ready for JSON; None where nothing can be drawn.
 
     `range` is that of y = ln|w|; `edges` of bins in STEPS of it and `density` ln p̂(y) of each bin, absent without a
-    histogram; `families` ln p(y) at POINTS even points of the range; `utility` has its own `range`, the `line` at
-    POINTS even points of it, `at` and `points` for the categories, `star` h*. Logarithms and utilities are in 1/PER_NAT
+    histogram; `families`, by name, the first of POINTS even points of the range where ln p(y) is drawn, and the values
+    from there on; `utility` has its own `range`, the `line` at POINTS even points of it, `at` and `points` for the
+    categories, `star` h*. Those of families are in 1/OF_CURVE nats, other logarithms and utilities in 1/PER_NAT
     nats, null where there is nothing.
     """
     drawable = {i: r for i, r in enumerate(results) if r.status == "ok" and r.lognormal is not None}
@@ -84,21 +86,21 @@ def display_bins(bins: Bins, most: int) -> Bins:
     return Bins(bins.edges[kept], np.diff(below[kept]))
 
 
-def _families(drawn: Mapping[int, Drawn]) -> dict[tuple[int, str], list[int | None]]:
+def _families(drawn: Mapping[int, Drawn]) -> dict[tuple[int, str], tuple[int, list[int | None]]]:
     """ln p(y) by tensor and family, in the order of each tensor's families; those of one family all at once."""
     kinds: dict[Any, list[tuple[int, FamilyFit]]] = {}
     for i, tensor in drawn.items():
         for fit in drawn_families(tensor.result):
             lengths = tuple(len(v) if isinstance(v, tuple) else 0 for v in fit.params.values())
             kinds.setdefault((fit.family, lengths), []).append((i, fit))
-    curves = {(i, f.family): [] for i, tensor in drawn.items() for f in drawn_families(tensor.result)}
+    curves = {(i, f.family): (0, []) for i, tensor in drawn.items() for f in drawn_families(tensor.result)}
     for members in kinds.values():
         y = np.stack([np.linspace(drawn[i].low, drawn[i].high, POINTS) for i, _ in members])
         log_p = log_scale_densities([fit for _, fit in members], y)
         for (i, fit), row in zip(members, log_p, strict=True):
             moments = drawn[i].result.moments
             share = math.log(fit.n / moments.n) if fit.n and moments is not None and moments.n else 0.0
-            curves[i, fit.family] = _thousandths(np.where(row + share > drawn[i].floor, row + share, np.nan))
+            curves[i, fit.family] = _inside(np.where(row + share > drawn[i].floor, row + share, np.nan))
     return curves
 
 
@@ -112,6 +114,13 @@ def _utility(la: Layer, estimate: LogDensity, bins: Bins) -> dict[str, Any]:
         "points": _thousandths(curve.of_category),
         "star": la.fit.h_star,
     }
+
+
+def _inside(curve: np.ndarray) -> tuple[int, list[int | None]]:
+    """Where the curve begins, and its values from there to where it ends."""
+    there = np.flatnonzero(np.isfinite(curve))
+    first, last = (int(there[0]), int(there[-1])) if len(there) else (0, -1)
+    return first, [None if math.isnan(v) else round(v * OF_CURVE) for v in curve[first : last + 1].tolist()]
 
 
 def _steps(y: np.ndarray, low: float, high: float) -> list[int]:

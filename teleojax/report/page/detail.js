@@ -31,7 +31,7 @@ function reportParts(row, [side], z) {
     const gain = lognormal && lognormal.n === fit.n && isNumber(fit.loglik_per_value) ? fit.loglik_per_value - lognormal.loglik_per_value : null;
     const remark = joined([fit.status === "ok" ? null : fit.status, fit.limit ? `near ${fit.limit}` : null]);
     return [[...(i < 0 ? [] : [swatch(i)]), name], parameters.map(([key, value]) => `${key} ${figure4(value)}`).join(", ") + (remark ? ` (${remark})` : ""),
-      name === "lognormal" ? "0" : signed(gain), isNumber(fit.bic) ? Math.round(fit.bic).toLocaleString("en") : "–"];
+      name === "lognormal" ? "0" : signed(gain), isNumber(fit.bic) ? count(Math.round(fit.bic)) : "–"];
   });
   const numbers = NUMBERS.filter(([, key]) => isNumber(row[key])).flatMap(([label, key, se]) => [
     element("dt", {}, label), element("dd", {}, figure4(row[key]) + (se && isNumber(row[se]) ? ` ± ${figure4(z * row[se])}` : ""))]);

@@ -59,7 +59,8 @@ function around(range, values) {
 
 const STEPS = 10000;
 const PER_NAT = 1000;
-const nats = values => values.map(v => (v === null ? NaN : v / PER_NAT));
+const OF_CURVE = 100;
+const nats = (values, parts = PER_NAT) => values.map(v => (v === null ? NaN : v / parts));
 const even = ([low, high], n) => Array.from({ length: n }, (_, i) => low + ((high - low) * i) / (n - 1));
 const stepped = ([low, high], steps) => steps.map(s => low + ((high - low) * s) / STEPS);
 const finite = values => values.filter(Number.isFinite);
@@ -83,7 +84,9 @@ function drawDensity(sides, points) {
     }
     for (const [family, curve] of Object.entries(side.families)) {
       const which = two ? s : families.indexOf(family);
-      lines.push({ xs: even(side.range, points), ys: nats(curve).map(Math.exp), color: colour(which), dash: dash(which), width: 2 });
+      const [first, values] = curve;
+      const xs = even(side.range, points).slice(first, first + values.length);
+      lines.push({ xs, ys: nats(values, OF_CURVE).map(Math.exp), color: colour(which), dash: dash(which), width: 2 });
     }
   });
   const heights = [...bars.map(bar => bar.top), ...(bars.length ? [] : lines.flatMap(line => finite(line.ys)))];

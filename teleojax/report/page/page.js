@@ -72,7 +72,7 @@ async function start() {
   await embedFigures();
   const stat = byId("stat");
   const places = () => {
-    if (figures.roles) drawRoles(data.roles, data.kind === "report" ? "distance from equilibrium, nats per connection" : "change of the distance, nats per connection", data.kind !== "report");
+    if (figures.roles) drawRoles(data.roles, data.kind === "report" ? "distance, nats per connection" : "change, nats per connection", data.kind !== "report");
     if (figures.depths) drawDepths(data.depths[stat.value], stat.value, listed);
   };
   if (figures.depths) {

@@ -20,11 +20,11 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** A name with places to break a line, after its dots and slashes. */
-const breakable = name => printable(name).split(/(?<=[./])/).flatMap((part, i) => (i ? [element("wbr"), part] : [part]));
+/** A name with places to break a line, after its dots, slashes and underscores. */
+const breakable = name => printable(name).split(/(?<=[./_])/).flatMap((part, i) => (i ? [element("wbr"), part] : [part]));
 
 const isNumber = value => typeof value === "number";
-const count = value => (isNumber(value) ? value.toLocaleString("en") : "–");
+const count = value => (isNumber(value) ? value.toLocaleString("en").replace("-", "−") : "–");
 const fixed = (value, digits = 4) => (isNumber(value) ? value.toFixed(digits).replace("-", "−") : "–");
 const signed = (value, digits = 4) => {
   const text = fixed(value, digits);
@@ -36,7 +36,7 @@ const ARROWS = { "1": "↑", "-1": "↓", "0": "=" };
 /** What a cell of a column says: strings and elements. */
 function cellOf(row, column, z) {
   const value = row[column.key];
-  if (column.kind === "text") return [value ?? "–"];
+  if (column.kind === "text") return breakable(value ?? "–");
   if (column.kind === "count") return [count(value)];
   if (!isNumber(value)) return ["–"];
   const parts = [column.sign ? signed(value, column.digits) : fixed(value, column.digits)];
