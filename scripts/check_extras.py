@@ -90,7 +90,10 @@ EXTRAS = {
     "zarr": Extra(("tests/io/test_zarr.py",), ("zarr>=3.0",)),
     "zstd": Extra(("tests/io/test_compressed.py",), (SAFETENSORS,)),
     "plots": Extra(("tests/edge/test_plots.py",)),
-    "report": Extra(("tests/edge/test_report.py", "tests/edge/test_markup.py"), (SAFETENSORS,)),
+    "report": Extra(
+        tuple(f"tests/pages/test_{name}.py" for name in ("report_page", "comparison_page", "hostile_names")),
+        (SAFETENSORS, "axe-playwright-python>=0.1.4", "playwright>=1.50"),
+    ),
     "tflite": Extra(("tests/io/test_tflite.py", "tests/io/test_open.py"), (SAFETENSORS,)),
 }
 

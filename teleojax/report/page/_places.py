@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from scipy.special import ndtri
 
 from teleojax._errors import UsageError
+from teleojax.report._finding import NEAR
 from teleojax.report._groups import UNKNOWN, group_name, grouped
 from teleojax.report._report import Report
 from teleojax.report._result import TensorFit
@@ -70,8 +71,11 @@ def depths(report: Report) -> dict[str, Any] | None:
 
 
 def extremes(place: Place, by: str) -> str | None:
-    """One sentence: the nearest to equilibrium and the farthest from it; None for fewer groups than two."""
-    known = [g for g in place.groups if math.isfinite(g.kl_nats) and g.name != UNKNOWN]
+    """One sentence: the nearest to equilibrium and the farthest, of groups whose half interval is at most NEAR.
+
+    None for fewer groups than two.
+    """
+    known = [g for g in place.groups if math.isfinite(g.kl_nats) and g.name != UNKNOWN and not g.half > NEAR]
     if len(known) < 2:
         return None
     near, far = min(known, key=lambda g: g.kl_nats), max(known, key=lambda g: g.kl_nats)
