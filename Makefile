@@ -12,7 +12,7 @@ $(BIN)/python:
 	$(PIP) install --upgrade 'pip>=25.1'
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
-	$(PIP) install --editable '.[tflite]'
+	$(PIP) install --editable '.[report,tflite]'
 	touch $@
 
 # one stamp a dependency group of pyproject.toml
@@ -28,6 +28,7 @@ demo: $(VENV)/.demo  ## fetch two trained networks, fit them, leave the JSON lin
 	$(BIN)/teleojax fit models/minilm -o out/minilm.jsonl
 	$(BIN)/teleojax fit models/blazepose -o out/blazepose.jsonl
 	@echo "One JSON line a tensor: out/minilm.jsonl out/blazepose.jsonl"
+	@echo "The same as a page for a browser: $(BIN)/teleojax fit models/blazepose -o out/blazepose.html"
 
 emergence: $(VENV)/.examples  ## train two small networks and see whether they near equilibrium; ARGS=--quick for a trial
 	$(BIN)/python -m examples.emergence $(ARGS)

@@ -13,7 +13,7 @@ from teleojax.cli._output import PIPED_WIDTH
 from teleojax.report import write_atomically
 
 
-@click.command("bench")
+@click.command("bench", short_help="Speed on this machine, beside its memory limit and peers.")
 @click.option("--size", type=click.IntRange(min=8192), metavar="N",
               help="Values an array: default 2^27, with --quick 2^24.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Fewer types, fewer rounds.")

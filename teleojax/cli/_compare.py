@@ -24,7 +24,7 @@ from teleojax.report import (
 FORMATS = {"table": ".txt", "jsonl": ".jsonl", "csv": ".csv", "html": ".html"}
 
 
-@click.command("compare")
+@click.command("compare", short_help="What changed between two checkpoints.")
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @click.option("--families", type=Names(), default=",".join(DEFAULT_FAMILIES), show_default=True, metavar="A,B",

@@ -37,7 +37,7 @@ TEXT_WIDTH = 120  # columns of running text
 FORMATS = {"table": ".txt", "jsonl": ".jsonl", "csv": ".csv", "parquet": ".parquet", "html": ".html"}
 
 
-@click.command("fit")
+@click.command("fit", short_help="Lognormal, distance from equilibrium, best family.")
 @paths
 @click.option("--families", type=Names(), default=",".join(DEFAULT_FAMILIES), show_default=True, metavar="A,B",
               help=f"Families to compare with the lognormal: {', '.join(FAMILIES)}; or all.")  # fmt: skip

@@ -14,7 +14,7 @@ from teleojax.kernels import WRT
 from teleojax.report import SHARD_BYTES, gradient_summary, write_gradient
 
 
-@click.command("gradient")
+@click.command("gradient", short_help="The utility gradient of every parameter.")
 @paths
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT",
               help="A directory for the gradients, written whole or not at all; default: only a summary.")  # fmt: skip

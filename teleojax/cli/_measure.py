@@ -23,7 +23,7 @@ from teleojax.engine import load_statistics, measure, merge_measured
 from teleojax.report import save_statistics
 
 
-@click.command("measure")
+@click.command("measure", short_help="Read once and keep the statistics.")
 @paths
 @selects
 @structures
@@ -50,7 +50,7 @@ def measure_command(paths: tuple[str, ...], output: Path, **options: Any) -> int
     return finish(measured, stop)
 
 
-@click.command("merge")
+@click.command("merge", short_help="Join statistics files of shards.")
 @click.argument("files", nargs=-1, required=True, metavar="STATS...")
 @writes_statistics
 def merge_command(files: tuple[str, ...], output: Path) -> int:

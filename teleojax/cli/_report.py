@@ -14,7 +14,7 @@ from teleojax.fits import families_by_name
 from teleojax.report import DEFAULT_FAMILIES, fit, load_report, require_page
 
 
-@click.command("report")
+@click.command("report", short_help="One HTML page of results or statistics.")
 @click.argument("source", metavar="RESULT", type=click.Path(path_type=Path))
 @click.option("--families", type=Names(), metavar="A,B",
               help=f"Families to fit to statistics; or all.  [default: {','.join(DEFAULT_FAMILIES)}]")  # fmt: skip

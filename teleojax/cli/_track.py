@@ -18,7 +18,7 @@ from teleojax.report.plots import refuse_figure, save_figure
 FORMATS = {"table": ".txt", "jsonl": ".jsonl", "csv": ".csv"}
 
 
-@click.command("track")
+@click.command("track", short_help="Every statistic over a run's checkpoints.")
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CKPT...")
 @click.option("--families", type=Names(), default=",".join(DEFAULT_FAMILIES), show_default=True, metavar="A,B",
               help="Families among which the best is sought; or all.")  # fmt: skip

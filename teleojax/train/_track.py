@@ -22,10 +22,10 @@ TRACKED = ("n", "mu", "sigma", "alpha", "beta", "kl_nats", "dispersion")
 
 
 class LogMomentsState(NamedTuple):
-    """Steps taken, the step of the last update, and for each parameter array the numbers TRACKED, NaN where one does not
-    exist.
+    """Steps taken, the step of the last update, and for each parameter array the numbers TRACKED.
 
-    A layer's numbers are one array: every array of a state costs a jitted step some 10 µs on the host.
+    A number that does not exist is NaN. A layer's numbers are one array, since a jitted step pays for every array that
+    it is given and returns.
     """
 
     steps: Array
@@ -78,9 +78,9 @@ def track_log_moments(every: int = 100) -> Any:
 def read(state: Any) -> dict[str, dict[str, float | int | None]]:
     """What `track_log_moments` knows, from its state or any tree that has it within: plain numbers by parameter name.
 
-    Names are those of `tj.measure`. Every layer has `step`, that of the last update, and n (finite non-zero values), mu,
-    sigma, alpha, beta, kl_nats and dispersion as they were then; a number that does not exist is None. This is where
-    the host waits for the device.
+    Names are those of `tj.measure`. Every layer has `step`, that of the last update, and n (finite non-zero values),
+    mu, sigma, alpha, beta, kl_nats and dispersion as they were then; a number that does not exist is None. This is
+    where the host waits for the device.
 
         for name, layer in tj.train.read(opt_state).items():
             for key, value in layer.items():
