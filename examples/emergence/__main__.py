@@ -85,7 +85,7 @@ def _records(chosen: list[Task], seeds: list[int], store: Store, console: Consol
         progress.disable = not console.is_terminal
         for task in chosen:
             total = len(KINDS) * len(INITIALIZERS) * len(seeds)
-            line = progress.add_task(task.network, total=total)
+            line, finished = progress.add_task(task.network, total=total), 0
 
             def tick(steps: int, task: Task = task, line: int = line) -> None:
                 progress.advance(line, steps / task.steps)  # pyright: ignore[reportArgumentType]
@@ -101,7 +101,8 @@ def _records(chosen: list[Task], seeds: list[int], store: Store, console: Consol
                             done |= make(task, missing, store, tick)
                             seconds = sum(done[key][0]["seconds"] for key in missing)
                             console.print(f"{', '.join(map(str, missing))}: {seconds:.1f} s", soft_wrap=True)
-                        progress.advance(line, len(keys) - (0 if kind == "untrained" else len(missing)))
+                        finished += len(keys)
+                        progress.update(line, completed=finished)
                         records += [record for key in keys for record in done[key]]
     return records
 
