@@ -19,25 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from teleojax.bench import SUBJECT
-from teleojax.bench._record import MEMORY_READ
 from teleojax.bench._table import ratio, seconds
+from teleojax.report import plot_roofline
 
 RESULTS = Path(__file__).parent / "results"
 DIGITS = 6  # significant figures that are kept
-PLOTTED = {  # contestant -> marker and colour
-    SUBJECT: ("o", "#0072b2"),
-    "NumPy, blocked": ("s", "#e69f00"),
-    "jax.numpy": ("^", "#009e73"),
-    "jax.numpy bincount": ("^", "#009e73"),
-    "jax.numpy scatter": ("<", "#56b4e9"),
-    "boost-histogram": ("P", "#d55e00"),
-    "NumPy bincount": ("s", "#e69f00"),
-    "torch": ("D", "#cc79a7"),
-    "SciPy lognorm.fit": ("v", "#999999"),
-}
 PANELS = ("log moments", "exact counts")
-COLUMNS = ("float8_e4m3fn", "float8_e5m2", "bfloat16", "float16", "float32")
-ABOVE: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "fontsize": 7, "ha": "center"}
 
 
 def curated(dump: dict[str, Any]) -> dict[str, Any]:
@@ -103,27 +90,9 @@ def plot(content: dict[str, Any], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(11, 4.6), sharey=True, layout="constrained")
-    for axis, benchmark in zip(axes, PANELS, strict=True):
-        records = [r for r in content["records"] if r["benchmark"] == benchmark and "values_per_s" in r]
-        columns = {d: x for x, d in enumerate(d for d in COLUMNS if any(r["dtype"] == d for r in records))}
-        for r in records:
-            x, y = columns[r["dtype"]], r["values_per_s"]
-            if r["contestant"] == MEMORY_READ:
-                axis.hlines(y, x - 0.4, x + 0.4, color="black", label=MEMORY_READ)
-                axis.annotate(f"{r['bytes_per_s'] / 1e9:.1f} GB/s", (x, y), **ABOVE)
-            elif r["contestant"] in PLOTTED:
-                marker, colour = PLOTTED[r["contestant"]]
-                axis.plot(x, y, marker, color=colour, label=r["contestant"], alpha=0.85, linestyle="none")
-                if r["contestant"] == SUBJECT:
-                    axis.annotate(f"{r['bytes_per_s'] / 1e9:.1f} GB/s, {r['share_of_read']:.0%}", (x, y), **ABOVE)
-        axis.set_xticks(list(columns.values()), list(columns), fontsize=8)
-        axis.set(yscale="log", xlim=(-0.6, len(columns) - 0.4), title=benchmark)
-        axis.grid(visible=True, axis="y", which="both", alpha=0.25)
-        handles, labels = axis.get_legend_handles_labels()
-        unique = dict(zip(labels, handles, strict=True))
-        axis.legend(unique.values(), unique.keys(), fontsize=7, loc="lower right")
-    axes[0].set_ylabel("values a second")
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(13, 4.6), layout="constrained")
+    for ax, benchmark in zip(axes, PANELS, strict=True):
+        plot_roofline(content, benchmark, ax)
     machine, versions = content["environment"]["machine"], content["environment"]["versions"]
     date = content["environment"]["date"][:10]
     name = machine["cpu"] if machine["platform"] == "cpu" else machine["device"]

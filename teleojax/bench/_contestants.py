@@ -21,10 +21,10 @@ from teleojax.engine._choose import counting_trials
 from teleojax.engine._compile import compiled_pattern_counts, compiled_row_sums
 from teleojax.engine._window import JOB_ROWS
 from teleojax.kernels import RowSums
+from teleojax.report.plots._roofline import SUBJECT as SUBJECT
 from teleojax.stats import LogMoments, Partials, careful_moments, row_moments
 from teleojax.stats._bithist import float_dtype
 
-SUBJECT = "teleojax"  # what all others are compared with
 BLOCK = 1 << 16  # values of a NumPy block: its two float32 buffers stay in the cache of a core
 KERNEL_RTOL = 2e-6  # of 8-bit types, whose few values meet the same errors of the logarithm again and again
 # A float32 sum that somebody else forms may be this far off; what it is by is reported as its error.

@@ -12,8 +12,7 @@ import numpy as np
 
 from teleojax.bench._data import usable_cores
 from teleojax.bench._timing import Contestant, Timing
-
-MEMORY_READ = "memory read"  # the contestant that only reads: the limit of everything that reads the same bytes
+from teleojax.report.plots._roofline import MEMORY_READ
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from teleojax.report.plots import plot_density as plot_density
 from teleojax.report.plots import plot_depth as plot_depth
 from teleojax.report.plots import plot_heatmap as plot_heatmap
 from teleojax.report.plots import plot_probability as plot_probability
+from teleojax.report.plots import plot_roofline as plot_roofline
 from teleojax.report.plots import plot_trajectory as plot_trajectory
 from teleojax.report.plots import plot_utility as plot_utility
 from teleojax.report.plots import plot_wins as plot_wins

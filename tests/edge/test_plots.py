@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from matplotlib import pyplot as plt
 from scipy.stats import halfnorm, norm, pareto
 
 import teleojax as tj
-from teleojax.report import plot_density, plot_trajectory
+from teleojax.report import plot_changes, plot_density, plot_roofline, plot_trajectory
 from teleojax.report.plots._style import STYLES
 
 IMAGES = Path(__file__).parents[1] / "images"
@@ -64,7 +65,19 @@ FIGURES: dict[str, Draw] = {
     "wins": lambda r, **how: r.plot_wins(**how),
     "trajectory": lambda r, **how: plot_trajectory([r, r], [0, 100], "sigma", **how),
 }
-GOLDEN = [*((name, "light") for name in FIGURES), ("density", "dark"), ("heatmap", "dark")]
+RUN = json.loads(
+    (Path(__file__).parents[2] / "benchmarks/results/amd-epyc-2-cores-2026-11-24.json").read_text(encoding="utf-8")
+)
+
+
+def changes(_: tj.Report, **how: Any) -> Any:
+    """A tensor of the report that stays as it is for eight steps, then doubles its weights."""
+    run = tj.track({step: {"w": RAW[LAYER] * (2 if step > 7 else 1)} for step in range(16)})
+    return plot_changes(run["w"], "mu", **how)
+
+
+OF_RUNS: dict[str, Draw] = {"changes": changes, "roofline": lambda _, **how: plot_roofline(RUN, **how)}
+GOLDEN = [*((name, "light") for name in (*FIGURES, *OF_RUNS)), ("density", "dark"), ("heatmap", "dark")]
 
 
 def pixels(ax: Any) -> np.ndarray:
@@ -98,7 +111,7 @@ def test_figures_look_as_they_did(name: str, style: str, report: tj.Report) -> N
     path = IMAGES / f"{name}_{style}.png"
     assert path.stat().st_size <= LARGEST
     want = 255 * plt.imread(path)[:, :, :3].astype(np.float64)
-    assert difference(wordless(FIGURES[name](report, style=style)), want) < TOLERANCE
+    assert difference(wordless((FIGURES | OF_RUNS)[name](report, style=style)), want) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -111,9 +124,9 @@ def test_a_change_that_matters_is_seen(name: str, report: tj.Report) -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", FIGURES | OF_RUNS)
 def test_every_figure_is_drawn_upon_and_labelled(name: str, style: str, report: tj.Report) -> None:
-    ax = FIGURES[name](report, style=style)
+    ax = (FIGURES | OF_RUNS)[name](report, style=style)
     assert isinstance(ax, mpl.axes.Axes)
     assert ax.get_xlabel()
     assert ax.get_ylabel()
@@ -126,10 +139,26 @@ def test_every_figure_is_drawn_upon_and_labelled(name: str, style: str, report: 
     assert (np.abs(drawn - 255 * np.asarray(paper)).max(axis=2) > 60).mean() > 0.01
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", FIGURES | OF_RUNS)
 def test_given_axes_are_used(name: str, report: tj.Report) -> None:
     _, ax = plt.subplots()
-    assert FIGURES[name](report, ax=ax) is ax
+    assert (FIGURES | OF_RUNS)[name](report, ax=ax) is ax
+
+
+def test_roofline_has_the_rates_of_the_run() -> None:
+    ax = plot_roofline(RUN, "exact counts")
+    types = [t.get_text() for t in ax.get_xticklabels()]
+    drawn = {line.get_label(): dict(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in ax.lines}
+    records = [r for r in RUN["records"] if r["benchmark"] == "exact counts" and "values_per_s" in r]
+    for r in records:
+        if r["contestant"] in drawn:
+            assert drawn[r["contestant"]][types.index(r["dtype"])] == r["values_per_s"]
+    assert {"teleojax", "NumPy bincount", "boost-histogram"} <= set(drawn)
+    assert not any(name.startswith("teleojax, ") for name in drawn)
+    roof = sorted(y for c in ax.collections for _, y in c.get_segments()[0][:1])
+    assert roof == sorted(r["values_per_s"] for r in records if r["contestant"] == "memory read")
+    with pytest.raises(tj.UsageError, match=r"one of .*log moments"):
+        plot_roofline(RUN, "nothing")
 
 
 def test_density_is_that_of_the_values(report: tj.Report) -> None:
@@ -305,7 +334,7 @@ def draw_all() -> None:
     report = fitted()
     IMAGES.mkdir(exist_ok=True)
     for name, style in GOLDEN:
-        image = np.round(wordless(FIGURES[name](report, style=style))).astype(np.uint8)
+        image = np.round(wordless((FIGURES | OF_RUNS)[name](report, style=style))).astype(np.uint8)
         plt.imsave(IMAGES / f"{name}_{style}.png", image)
 
 
