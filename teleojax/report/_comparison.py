@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from teleojax.report._result import TensorFit
-from teleojax.report._write import write_atomically
+from teleojax.report._write import write_atomically, written_or_returned
 
 STATS = ("mu", "sigma", "kl_nats")
 
@@ -175,11 +175,7 @@ class Comparison(Mapping[str, TensorChange]):
 
     def to_html(self, path: str | Path | None = None) -> str | None:
         """Write the page to a file that appears whole or not at all; without a path, return it."""
-        page = self.html()
-        if path is None:
-            return page
-        write_atomically(path, page)
-        return None
+        return written_or_returned(path, self.html())
 
 
 def _finite(value: float) -> float | None:

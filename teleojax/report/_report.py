@@ -19,7 +19,7 @@ from teleojax.report._options import FitOptions
 from teleojax.report._result import LognormalFit, TensorFit
 from teleojax.report._universality import universality_by
 from teleojax.report._wins import FamilyWins, family_wins
-from teleojax.report._write import write_atomically
+from teleojax.report._write import write_atomically, written_or_returned
 from teleojax.stats import merge
 
 
@@ -153,11 +153,7 @@ class Report(Mapping[str, TensorFit]):
 
     def to_html(self, path: str | Path | None = None) -> str | None:
         """Write the page to a file that appears whole or not at all; without a path, return it."""
-        page = self.html()
-        if path is None:
-            return page
-        write_atomically(path, page)
-        return None
+        return written_or_returned(path, self.html())
 
     def to_parquet(self, path: str | Path) -> None:
         """Write the columns of the CSV to a Parquet file, whole or not at all; extra "arrow".

@@ -39,3 +39,11 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 def save_statistics(measured: Measured, path: str | Path) -> None:
     """Write what was measured to a statistics file, whole or not at all; `load_statistics` reads it."""
     write_atomically(path, dump_statistics(measured))
+
+
+def written_or_returned(path: str | Path | None, text: str) -> str | None:
+    """The text where there is no path; else nothing, and the file appears whole or not at all."""
+    if path is None:
+        return text
+    write_atomically(path, text)
+    return None

@@ -213,7 +213,12 @@ def test_an_address_keeps_its_slashes() -> None:
         ({1: {"w": np.ones(3)}}, {"include": "("}, "regular expression"),
     ],
 )
-def test_refusals(targets: Any, how: dict[str, Any], message: str) -> None:
+def test_refusals(
+    targets: Any, how: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (t for t in targets if isinstance(targets, list) and isinstance(t, str) and t != "-"):
+        touch(tmp_path / name)
     with pytest.raises(tj.UsageError, match=message):
         tj.track(targets, **how)
 
@@ -222,8 +227,9 @@ def test_a_folder_without_checkpoints(tmp_path: Path) -> None:
     touch(tmp_path / "inner" / "model.safetensors")
     with pytest.raises(tj.InputError, match="without checkpoints that have a step"):
         tj.track(tmp_path)
-    with pytest.raises(tj.InputError, match="no such file"):
-        tj.track([tmp_path / "step_5.npz"])
+    for name in ("step_5.npz", "none"):
+        with pytest.raises(tj.InputError, match="no such file"):
+            tj.track([tmp_path / name])
 
 
 # --- numbers

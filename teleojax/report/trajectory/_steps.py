@@ -52,7 +52,7 @@ def checkpoints_of(targets: Any, pattern: str | None = None) -> tuple[Checkpoint
     first group, or all of it, is the step; it is searched for in names, then in those of two folders above.
 
     Raises UsageError for a bad pattern, a name without a step, two checkpoints of one step, or standard input;
-    InputError for a directory that holds none.
+    InputError for a directory that holds none, and for a path that is not there and names no step.
     """
     if isinstance(targets, Mapping):
         return tuple(_given(targets))
@@ -113,6 +113,10 @@ def _of_path(text: str, pattern: re.Pattern[str] | None) -> list[Checkpoint]:
     step = step_of(parts[-1], pattern)
     above = (step_of(name, pattern, plain=False) for name in reversed(parts[-1 - PARENTS : -1]))
     step = step if step is not None else next((s for s in above if s is not None), None)
+    if step is None and not url and not path.exists():
+        raise InputError(
+            text, found="no such file or directory", needed="a checkpoint, or a run's folder", remedy="Check the path."
+        )
     if step is None:
         raise UsageError(text, found="a name without a step, or with several", needed="one number", remedy=REMEDY)
     return [Checkpoint(step, text, parts[-1])]
