@@ -37,6 +37,7 @@ emergence: $(VENV)/.examples  ## train two small networks and see whether they n
 $(VENV)/.browser: | $(BIN)/python
 	@if { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		export PATH="$$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive; \
 		get='apt-get install -y --no-install-recommends chromium'; $$get || { apt-get update && $$get; } \
 		|| echo "No Chromium could be installed: the tests of the page are skipped."; \
 	else echo "No Chromium: the tests of the page are skipped. Install one, say with: sudo apt-get install chromium"; fi
