@@ -17,7 +17,7 @@ from formulas import with_mathml
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-LINKED = ("models", "scripts", "examples")  # what a page's commands find in their folder
+LINKED = ("models", "scripts", "examples", "benchmarks")  # what a page's commands find in their folder
 
 log = logging.getLogger("mkdocs.hooks")
 OUTSIDE = re.compile(r'<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)="?(?:https?:)?//[^">\s]+', re.I)
