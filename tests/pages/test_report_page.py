@@ -14,6 +14,8 @@ from scipy.stats import halfnorm, norm
 
 import teleojax as tj
 from teleojax.cli import run
+from teleojax.report._table import Cells
+from teleojax.report.page._places import Group, Place, extremes
 from tests.pages.conftest import SCHEMES, SIZES, Opened
 from tests.pages.networks import DOWN, UP, Q, layers, name
 
@@ -288,3 +290,12 @@ def test_groups_have_a_page_too(report: tj.Report, visit: Visit, tmp_path: Path)
     assert "30 tensors" not in opened.page.inner_text("#detail")
     assert "10 tensors" in opened.page.inner_text("#detail")
     assert opened.page.locator("#figure-roles").count() == 0
+
+
+def test_a_group_that_is_hardly_known_is_no_extreme() -> None:
+    groups = [Group("0", 0.0, 0.02), Group("1", 0.03, 0.002), Group("2", 0.15, 0.01), Group("3", 0.3, 0.011)]
+    said = extremes(Place("", Cells([], [], []), groups), "depth")
+    assert said is not None
+    assert "block 1 is nearest to arbitrage equilibrium (0.0300 ± 0.0020 nats" in said
+    assert "block 2 farthest from it (0.1500 ± 0.0100)" in said
+    assert extremes(Place("", Cells([], [], []), groups[:2]), "depth") is None
