@@ -35,7 +35,8 @@ def row_fits(bits: UInt[Array, "rows cols"], *, dtype: str, narrow: float, far: 
     """Fit each row of at most some thousands of values of `dtype`.
 
     A row is marked `redo` when it holds subnormals, NaN or inf, when the variance of log2|w| is below `narrow`, its
-    mean more than `far` octaves from the row's pivot, or the mean of w² below `tiny` or past float32.
+    mean more than `far` octaves from the row's pivot, or the mean of w² below `tiny` or, as that of the fourth power of
+    log2|w| less the pivot, past float32.
     """
     sums = row_sums(bits, dtype=dtype)
     n = bits.shape[1] - sums.n_zero
@@ -49,7 +50,8 @@ def row_fits(bits: UInt[Array, "rows cols"], *, dtype: str, narrow: float, far: 
     usable = jnp.where(variance > 0, variance, 1)
     least, most = (lax.bitcast_convert_type(b, jnp.float32) for b in (sums.min_bits, sums.max_bits))
     strange = (sums.min_bits < SMALLEST_NORMAL) | (sums.max_bits >= INFINITY)
-    in_range = (jnp.abs(d) <= far) & (variance >= narrow) & (square > tiny) & (square < np.finfo(np.float32).max)
+    most_float = np.finfo(np.float32).max
+    in_range = (jnp.abs(d) <= far) & (variance >= narrow) & (square > tiny) & (square < most_float) & (a4 < most_float)
     return RowFits(
         n=n,
         n_zero=sums.n_zero,

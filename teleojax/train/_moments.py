@@ -22,9 +22,9 @@ from teleojax.kernels._logmoments import (
     MAGNITUDE,
     NONE,
     SMALLEST_NORMAL,
-    TWO_THIRDS,
-    _log2_mantissa,
+    STEPS,
     float32_bits,
+    log2_steps,
 )  # fmt: skip
 from teleojax.stats import Partials
 from teleojax.train._pairs import Count, Pair, pair_on_host, pair_zeros, single
@@ -215,9 +215,8 @@ def _sums(signed: Array, counted: Array, pivot: Array, axis: int) -> tuple[Array
         signed, counted = _folded(signed), _folded(counted)
     magnitude = signed & MAGNITUDE
     lowered = lax.bitcast_convert_type(magnitude.astype(jnp.float32), jnp.int32) - (SUBNORMAL << 23)
-    offset = jnp.where(magnitude < SMALLEST_NORMAL, lowered, magnitude) - (TWO_THIRDS + (pivot << 23))
-    mantissa = lax.bitcast_convert_type((offset & 0x7FFFFF) + TWO_THIRDS, jnp.float32)
-    log2 = jnp.where(counted, (offset >> 23).astype(jnp.float32) + _log2_mantissa(mantissa - 1), 0)
+    steps = log2_steps(jnp.where(magnitude < SMALLEST_NORMAL, lowered, magnitude), pivot)
+    log2 = jnp.where(counted, steps * np.float32(1 / STEPS), 0)
     x = lax.bitcast_convert_type(jnp.where(counted, magnitude, 0), jnp.float32)
     square = log2 * log2
     operands = (
