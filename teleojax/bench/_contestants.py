@@ -18,8 +18,8 @@ from teleojax.blocks import ROW
 from teleojax.blocks._plan import WINDOW_BYTES
 from teleojax.engine import _compile, measure
 from teleojax.engine._choose import counting_trials
-from teleojax.engine._compile import compiled_pattern_counts, compiled_row_sums
-from teleojax.engine._window import JOB_ROWS
+from teleojax.engine._compile import compiled_row_sums
+from teleojax.engine._counting import begin_counting
 from teleojax.kernels import RowSums
 from teleojax.report.plots._roofline import SUBJECT as SUBJECT
 from teleojax.stats import LogMoments, Partials, careful_moments, row_moments
@@ -198,14 +198,12 @@ def counts_contestants(values: np.ndarray) -> list[Contestant]:
 
 def _counts_in_threads(calls: Sequence[Any], n_bits: int) -> dict[str, tuple[Callable[[], Any], str]]:
     """teleojax as it counts on a CPU."""
-    kernel = compiled_pattern_counts()
-    jobs = [(rows, a, min(a + JOB_ROWS, len(rows))) for rows in calls for a in range(0, len(rows), JOB_ROWS)]
     threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="teleojax-count")
 
     def run() -> np.ndarray:
         counts = np.zeros(1 << n_bits, np.int64)
-        for part in threads.map(lambda job: np.asarray(kernel(*job, n_bits=n_bits)), jobs):
-            counts += part
+        for part in [part for rows in calls for part in begin_counting(rows, 0, len(rows), n_bits, threads)]:
+            counts += part()
         return counts
 
     return {SUBJECT: (run, "a Python thread a core")}

@@ -12,7 +12,7 @@ from jax import lax
 
 from teleojax.blocks import ROW
 from teleojax.engine._choose import counting_trials
-from teleojax.kernels import RowSums, pattern_counts, row_fits, row_sums, tabulated
+from teleojax.kernels import RowSums, pattern_counts, pattern_counts_whole, row_fits, row_sums, tabulated
 from teleojax.stats._rows import FAR, NARROW, TINY
 
 # Reassociating sums is what lets XLA vectorise them on a CPU. NaN and inf are asked of the bits, never of floats, but
@@ -52,6 +52,12 @@ def compiled_pattern_counts(itemsize: int = 2, n_bits: int = 16) -> Callable[...
 def _counts_by_row() -> Callable[..., Any]:
     """`pattern_counts`, one program per item size and number of rows."""
     return jax.jit(pattern_counts, static_argnames="n_bits")
+
+
+@cache
+def compiled_whole_counts() -> Callable[..., Any]:
+    """`pattern_counts_whole`, one program per type and number of values."""
+    return jax.jit(pattern_counts_whole)
 
 
 @cache

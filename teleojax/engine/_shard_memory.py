@@ -19,7 +19,8 @@ import numpy as np
 from teleojax.blocks import ROW
 from teleojax.blocks._plan import FRAME_ROWS, WINDOW_BYTES
 from teleojax.engine import _compile
-from teleojax.engine._window import _begin_counting, _on_device, _Span
+from teleojax.engine._counting import begin_counting
+from teleojax.engine._window import _on_device
 from teleojax.kernels import RowSums
 from teleojax.stats._bithist import pattern_dtype
 
@@ -85,7 +86,7 @@ class HostMemory:
 
     def counts(self, frame: tuple[np.ndarray, Any], own: int, stop: int) -> list[Callable[[], np.ndarray]]:
         """Begin counting rows [own, stop) of a frame."""
-        return _begin_counting(frame[1], _Span(0, own, stop), self._n_bits, self._threads)
+        return begin_counting(frame[1], own, stop, self._n_bits, self._threads)
 
     def rows_at(self, frame: tuple[np.ndarray, Any]) -> np.ndarray:
         """The rows themselves."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,13 +14,13 @@ from teleojax.blocks import BLOCK_ROWS, ROW, LoadedWindow, aligned_buffer, plan_
 from teleojax.blocks._plan import FRAME_ROWS
 from teleojax.engine import _compile
 from teleojax.engine._accumulate import SUMMED, Accumulator, PatternCounts, Rows, RowsAndCounts, WholeTensor
-from teleojax.engine._compile import compiled_pattern_counts, compiled_row_sums
+from teleojax.engine._compile import compiled_row_sums
+from teleojax.engine._counting import begin_counting
 from teleojax.kernels import RowSums
 from teleojax.sources import TensorSpec
 from teleojax.stats import Partials, careful_rows, row_moments
 from teleojax.stats._bithist import float_dtype, pattern_dtype
 
-JOB_ROWS = 512  # rows one thread counts at a time: long enough to hide the call, short enough to share among threads
 CAREFUL_ROWS = 32  # rows done at once in float64: they and their temporaries stay in cache
 
 Device = Any  # a jax.Device, whose class type checkers cannot see
@@ -162,7 +161,7 @@ def _begin(
                 called.append(_Called(rows, compiled_row_sums()(placed, dtype=dtype), index, owners, starts))
             for s in own:
                 if n_bits := accumulators[s.tensor].n_bits:
-                    jobs += [(s.tensor, job) for job in _begin_counting(placed, s, n_bits, threads)]
+                    jobs += [(s.tensor, job) for job in begin_counting(placed, s.first, s.stop, n_bits, threads)]
     if loose and on_device:
         called += _stage(loaded, dtype, loose)
 
@@ -271,20 +270,3 @@ def _on_device(rows: np.ndarray, device: Device | None) -> np.ndarray | jax.Arra
     One copy serves every call on the frame.
     """
     return rows if device is None and _compile.on_cpu() else jax.device_put(rows, device)
-
-
-def _begin_counting(rows: Any, span: _Span, n_bits: int, threads: Executor) -> list[Callable[[], np.ndarray]]:
-    """Begin counting the leading bits of a span; each of the calls returned waits for a part of the counts.
-
-    The cores of a CPU share the rows; an accelerator counts them in one call, and sends the counts as they are done.
-    """
-    count = partial(compiled_pattern_counts(rows.dtype.itemsize, n_bits), rows, n_bits=n_bits)
-    if not _compile.on_cpu():
-        counts = count(span.first, span.stop)
-        counts.copy_to_host_async()
-        return [partial(np.asarray, counts)]
-
-    def part(first: int) -> np.ndarray:
-        return np.asarray(count(first, min(first + JOB_ROWS, span.stop)))
-
-    return [threads.submit(part, first).result for first in range(span.first, span.stop, JOB_ROWS)]

@@ -4,6 +4,7 @@ from teleojax.kernels._bithist import pattern_counts as pattern_counts
 from teleojax.kernels._bithist import pattern_counts_one_hot as pattern_counts_one_hot
 from teleojax.kernels._bithist import pattern_counts_scattered as pattern_counts_scattered
 from teleojax.kernels._bithist import pattern_counts_sorted as pattern_counts_sorted
+from teleojax.kernels._bithist import pattern_counts_whole as pattern_counts_whole
 from teleojax.kernels._bithist_pallas import pattern_counts_pallas as pattern_counts_pallas
 from teleojax.kernels._logmoments import LAYOUTS as LAYOUTS
 from teleojax.kernels._logmoments import RowSums as RowSums

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jax.extend.core.primitives import scatter_p
 from jaxtyping import Bool, Int32, Shaped, UInt
 
 FLOAT32_EXACT = 1 << 24  # ones that a float32 sum counts without loss
+PAGE_BYTES = 4096  # of memory that a CPU counts at a time
 ONE_HOT_VALUES = 1 << 18  # values a product: where a compiler writes the one-hot matrices out, 256 MiB in bfloat16
 
 
@@ -20,16 +24,49 @@ def pattern_counts(
 ) -> Int32[Array, " bins"]:
     """Counts of the leading `n_bits` bits, sign included, over rows [first, stop): 2^n_bits int32 counts.
 
-    The bounds are values, not shapes: one compiled program counts any tensor within the rows. It adds row by row into
-    one table that stays in cache; a scatter of all values at once is six times slower on a CPU.
+    The bounds are values, not shapes: one compiled program counts any tensor within the rows. It goes page by page: the
+    keys of a page are cut out, narrow, and added to one table that stays in cache. A scatter of all values at once is
+    ten times slower on a CPU, pages of half or twice the size a fifth: so far the hardware reads ahead.
     """
-    shift = bits_below(bits, n_bits)
+    n_cols, page = bits.shape[1], PAGE_BYTES // bits.dtype.itemsize
+    width = page if n_cols % page == 0 else n_cols
+    pages, shift = bits.reshape(-1, width), bits_below(bits, n_bits)
+    narrow = jnp.uint8 if n_bits <= 8 else jnp.uint16 if n_bits <= 16 else jnp.uint32
+    ones = lax.optimization_barrier(jnp.ones(width, jnp.int32))  # made once, not once a page
 
-    def count_row(row: Array, counts: Array) -> Array:
-        key = (lax.dynamic_index_in_dim(bits, row, 0, keepdims=False) >> shift).astype(jnp.int32)
-        return counts.at[key].add(1, mode="promise_in_bounds")
+    def count_page(page: Array, counts: Array) -> Array:
+        keys = lax.dynamic_index_in_dim(pages, page, 0, keepdims=False) >> shift
+        return one_more(counts, keys.astype(narrow), ones)
 
-    return lax.fori_loop(first, stop, count_row, jnp.zeros(1 << n_bits, jnp.int32))
+    per_row = n_cols // width
+    return lax.fori_loop(first * per_row, stop * per_row, count_page, jnp.zeros(1 << n_bits, jnp.int32))
+
+
+def one_more(
+    counts: Int32[Array, " bins"], keys: UInt[Array, " values"], ones: Int32[Array, " values"]
+) -> Int32[Array, " bins"]:
+    """`counts` with one added for each of `keys`, which are all in bounds.
+
+    Keys go to the scatter in the type they have: a compiler that knows that no key of 16 bits leaves a table of 2^16
+    asks of none whether it does. What the scatter applies takes no notice of `ones`, so that nothing reads them; then a
+    CPU adds a value in a cycle.
+    """
+    indices = keys[:, None]
+    into = lax.ScatterDimensionNumbers((), (0,), (0,))
+    within = lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    add_one = jax.make_jaxpr(lambda count, _: count + 1)(np.int32(0), np.int32(0))
+    try:
+        return scatter_p.bind(
+            counts, indices, ones, update_jaxpr=add_one.jaxpr, update_consts=(), dimension_numbers=into,
+            indices_are_sorted=False, unique_indices=False, mode=within,
+        )  # fmt: skip
+    except TypeError:  # a JAX whose scatter has other parameters
+        return lax.scatter_add(counts, indices, ones, into, mode=within)
+
+
+def pattern_counts_whole(keys: UInt[Array, " values"], ones: Int32[Array, " values"]) -> Int32[Array, " bins"]:
+    """Counts of all patterns of 8 or 16 bits, on a CPU: nothing is cut out, the keys are read where they lie."""
+    return one_more(jnp.zeros(1 << (8 * keys.dtype.itemsize), jnp.int32), keys, ones)
 
 
 def pattern_counts_sorted(

@@ -23,7 +23,7 @@ from teleojax import TeleojaxError
 from teleojax.bench import Race, weights
 from teleojax.bench._contestants import counts_contestants
 from teleojax.blocks import ROW
-from teleojax.engine import _choose, _compile, _window
+from teleojax.engine import _choose, _compile, _counting, _window
 from teleojax.engine._choose import CANDIDATES, counting_trials, try_candidates
 from teleojax.engine._compile import compiled_pattern_counts
 from teleojax.kernels import pattern_counts, pattern_counts_scattered
@@ -169,7 +169,7 @@ def test_a_frame_is_copied_once_and_a_span_counted_in_one_call(monkeypatch: pyte
         return row_sums(rows, dtype=dtype)
 
     monkeypatch.setattr(jax, "device_put", copy)
-    monkeypatch.setattr(_window, "compiled_pattern_counts", lambda *_: count)
+    monkeypatch.setattr(_counting, "compiled_pattern_counts", lambda *_: count)
     monkeypatch.setattr(_window, "compiled_row_sums", lambda: add)
     got = tj.measure(source)
     assert len(copies[0]) == 2048  # a window; what is left of the 2103 rows takes small frames
@@ -196,9 +196,9 @@ def test_counts_are_not_waited_for_when_a_window_is_begun(monkeypatch: pytest.Mo
             self.events.append("waited for")
             return np.arange(3)
 
-    monkeypatch.setattr(_window, "compiled_pattern_counts", lambda *_: lambda *_, **__: Counts())
+    monkeypatch.setattr(_counting, "compiled_pattern_counts", lambda *_: lambda *_, **__: Counts())
     with ThreadPoolExecutor(1) as threads:
-        (job,) = _window._begin_counting(np.zeros((2048, 4), np.uint8), _window._Span(0, 0, 2048), 8, threads)
+        (job,) = _counting.begin_counting(np.zeros((2048, 4), np.uint8), 0, 2048, 8, threads)
     assert Counts.events == ["sent"]
     assert job().tolist() == [0, 1, 2]
     assert Counts.events == ["sent", "waited for"]
@@ -222,7 +222,7 @@ def test_counts_contestants_of_an_accelerator_are_all_candidates_that_work(dtype
 
 ON_BOTH_PATHS = """
 import hashlib, sys, jax
-from teleojax.engine import _choose, _compile, measure
+from teleojax.engine import _choose, _compile, _counting, measure
 
 def digest(measured):
     parts = [(n, repr(s.moments), s.histogram.keys.tolist(), s.histogram.counts.tolist()) for n, s in measured.items()]
