@@ -127,7 +127,7 @@ class UtilityGradient:
         share = histogram.counts / n
         with np.errstate(over="ignore"):  # float64 values near its smallest
             g = self(np.log(x)) / (x if wrt == "value" else 1.0)
-            mean_square = float(share @ (g * g))
+            mean_square = float(np.add.reduce(share * (g * g)))
         order = np.argsort(g)
         upper = np.cumsum(share[order])
         points = np.interp(LEVELS, upper - 0.5 * share[order], g[order])
@@ -135,7 +135,7 @@ class UtilityGradient:
             n=n,
             mean_square=mean_square,
             rms=math.sqrt(mean_square),
-            mean=float(share @ g),
+            mean=float(np.add.reduce(share * g)),
             min=float(g[order[0]]),
             max=float(g[order[-1]]),
             quantiles=dict(zip(LEVELS, points.tolist(), strict=True)),

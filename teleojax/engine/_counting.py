@@ -13,7 +13,7 @@ from teleojax.blocks import aligned_buffer
 from teleojax.engine import _compile
 from teleojax.engine._compile import compiled_pattern_counts, compiled_whole_counts
 
-JOB_BYTES = 8 << 20  # one thread counts at a time: long enough to hide the call, short enough to share among threads
+JOB_KEYS = 1 << 22  # one thread counts at a time: long enough to hide the call, short enough to share among threads
 
 
 def begin_counting(rows: Any, first: int, stop: int, n_bits: int, threads: Executor) -> list[Callable[[], np.ndarray]]:
@@ -28,7 +28,7 @@ def begin_counting(rows: Any, first: int, stop: int, n_bits: int, threads: Execu
         return [partial(np.asarray, counts)]
     paired = rows.dtype.itemsize == 1 and n_bits == 8
     keys = rows.view(np.uint16) if paired else rows
-    step = max(1, JOB_BYTES // (keys.shape[1] * keys.itemsize))
+    step = max(1, JOB_KEYS // keys.shape[1])
     job = partial(_counted, keys, 16 if paired else n_bits, step)
 
     def part(start: int) -> np.ndarray:

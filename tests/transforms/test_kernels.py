@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import jaxlib.version
 import numpy as np
 import pytest
 
+from teleojax.engine import _counting
 from teleojax.engine._compile import compiled_pattern_counts, compiled_row_sums
 from teleojax.kernels import (
     RowSums,
@@ -22,6 +24,7 @@ from teleojax.kernels import (
     pattern_counts_pallas,
     pattern_counts_scattered,
     pattern_counts_sorted,
+    pattern_counts_whole,
     row_sums,
 )
 from teleojax.kernels._logmoments import STEPS, float32_bits, log2_steps
@@ -182,6 +185,38 @@ def test_the_pallas_kernel_lowers_to_triton(dtype: type, n_bits: int) -> None:
     rows = jax.ShapeDtypeStruct((64, 8192), dtype)
     traced = jax.jit(pattern_counts_pallas, static_argnames="n_bits").trace(rows, 0, 64, n_bits=n_bits)
     assert "xla.gpu.triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32])
+@pytest.mark.parametrize(("first", "stop"), [(0, 16), (0, 4), (3, 7), (1, 16), (5, 6), (7, 7)])
+def test_jobs_together_count_every_row_once(
+    dtype: type, first: int, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_counting, "JOB_KEYS", 4 * 64)  # four rows; of pairs of bytes, eight
+    rows = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, (16, 64), dtype, endpoint=True)
+    n_bits = min(16, 8 * rows.itemsize)
+    with ThreadPoolExecutor(2) as threads:
+        parts = [part() for part in _counting.begin_counting(rows, first, stop, n_bits, threads)]
+    keys = rows[first:stop] >> (8 * rows.itemsize - n_bits)
+    np.testing.assert_array_equal(sum(parts, np.zeros(1 << n_bits)), np.bincount(keys.ravel(), minlength=1 << n_bits))
+    assert len(parts) == -(-(stop - first) // (8 if dtype is np.uint8 else 4))
+
+
+def test_a_jax_whose_scatter_takes_other_parameters_counts_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Changed:
+        def bind(self, *_: object, **__: object) -> None:
+            raise TypeError("bind() got an unexpected keyword argument 'update_consts'")
+
+    monkeypatch.setattr(_bithist, "scatter_p", Changed())
+    keys = np.random.default_rng(2).integers(0, 1 << 16, 5000).astype(np.uint16)
+    counts = jax.jit(lambda k, ones: pattern_counts_whole(k, ones))(keys, np.ones(5000, np.int32))  # traced anew
+    np.testing.assert_array_equal(counts, np.bincount(keys, minlength=1 << 16))
+
+
+def test_what_a_scatter_is_given_to_add_is_not_read() -> None:
+    keys = np.random.default_rng(3).integers(0, 1 << 16, 5000).astype(np.uint16)
+    counts = jax.jit(pattern_counts_whole)(keys, np.full(5000, 7, np.int32))
+    np.testing.assert_array_equal(counts, np.bincount(keys, minlength=1 << 16))
 
 
 def test_no_retrace_for_new_shapes() -> None:
