@@ -156,7 +156,7 @@ def test_gradient_of_every_value(dtype: str, race: Runner, sizes: Sizes, benchma
 
 @pytest.mark.parametrize("dtype", RTOL)
 def test_summary(dtype: str, race: Runner, sizes: Sizes) -> None:
-    values = whole_calls(weights(sizes.values, dtype))
+    values = whole_calls(weights(4 * sizes.values, dtype))  # the density of a tensor takes 5 ms, however large it is
     law = gradients(tj.measure({"w": values}))["w"]
     mean_square = np.mean([np.mean(law(np.log(np.abs(p.astype(np.float64)))) ** 2) for p in np.split(values, 64)])
     contestants = [

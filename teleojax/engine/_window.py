@@ -83,7 +83,7 @@ class _Moments:
         merged = Partials.concatenate(self.partials).take(order).combine(first)
         owners, begins = np.unique(tensors[first], return_index=True)
         for owner, begin, end in zip(owners, begins, [*begins[1:], len(merged)], strict=True):
-            yield int(owner), merged.take(np.arange(begin, end))
+            yield int(owner), merged.take(slice(begin, end))
 
 
 def accumulate_window(

@@ -348,7 +348,12 @@ def parse_index(raw: bytes, index: object) -> dict[str, PurePosixPath]:
     weight_map = load_json(raw, index, "index").get("weight_map")
     if not isinstance(weight_map, dict):
         raise _malformed(index, f"weight_map {_short.repr(weight_map)}", "an object from tensor name to file name")
-    return {name: _shard(index, name, file) for name, file in weight_map.items()}
+    shards: dict[object, PurePosixPath] = {}  # a file is named once a tensor
+    found = {}
+    for name, file in weight_map.items():
+        known = shards.get(file) if isinstance(file, str) else None
+        found[name] = shards[file] = known or _shard(index, name, file)
+    return found
 
 
 def _shard(index: object, name: str, file: object) -> PurePosixPath:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from operator import attrgetter
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -36,16 +37,16 @@ class Partials:
     @staticmethod
     def concatenate(parts: list[Partials]) -> Partials:
         """Partials one after another, in the order given."""
-        return Partials(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Partials)))
+        return Partials(*map(np.concatenate, zip(*map(_columns, parts), strict=True)))
 
-    def take(self, index: np.ndarray) -> Partials:
-        """The entries at `index`, in that order."""
-        return Partials(*(getattr(self, f.name)[index] for f in fields(Partials)))
+    def take(self, index: np.ndarray | slice) -> Partials:
+        """The entries at `index`, in that order; of a slice, views."""
+        return Partials(*(column[index] for column in _columns(self)))
 
     def put(self, index: np.ndarray, other: Partials) -> None:
         """Replace the entries at `index` by those of `other`, in place."""
-        for f in fields(Partials):
-            getattr(self, f.name)[index] = getattr(other, f.name)
+        for mine, others in zip(_columns(self), _columns(other), strict=True):
+            mine[index] = others
 
     def combine(self, starts: Int[np.ndarray, " g"]) -> Partials:
         """Merge consecutive entries into groups that begin at `starts` (rising, first 0).
@@ -85,12 +86,15 @@ class Partials:
 
     def each(self) -> list[LogMoments]:
         """Every entry as a LogMoments."""
-        columns = [getattr(self, f.name).tolist() for f in fields(Partials)]
+        columns = [column.tolist() for column in _columns(self)]
         return [LogMoments(*row) for row in zip(*columns, strict=True)]
 
     def total(self) -> LogMoments:
         """Everything merged into one."""
         return self.combine(np.zeros(1, np.int64)).each()[0] if len(self) else LogMoments.zero()
+
+
+_columns = attrgetter(*(f.name for f in fields(Partials)))
 
 
 @dataclass(frozen=True, slots=True)
