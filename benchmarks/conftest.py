@@ -34,6 +34,7 @@ from teleojax.bench import (
     records_of,
     results_table,
 )  # fmt: skip
+from teleojax.bench._timing import settle
 from teleojax.sources._index import natural_key
 
 ROOT = Path(__file__).parent.parent
@@ -161,6 +162,7 @@ def race(benchmark: Any, pytestconfig: pytest.Config, limits: Limits, sizes: Siz
         def others() -> None:
             checked.turn(leave_out=0)
             first.prepare()
+            settle()
 
         benchmark.group = f"{name} {dtype}" if dtype else name
         benchmark.pedantic(first.run, setup=others, rounds=rounds)

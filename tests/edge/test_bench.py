@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +12,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from teleojax.bench import Contestant, Race, WrongAnswerError, interleaved, log_moments, measure_limits, weights
+from teleojax.bench import (
+    Contestant,
+    Race,
+    WrongAnswerError,
+    _timing,
+    interleaved,
+    log_moments,
+    measure_limits,
+    weights,
+)
 from teleojax.bench._data import FORMAT_NAMES, split_unevenly, write_safetensors
 from teleojax.bench._record import MEMORY_READ, absent_record, records_of
 from teleojax.bench._table import ratio, results_table, seconds
@@ -157,3 +167,24 @@ def test_written_file_is_a_safetensors_file(tmp_path: Path) -> None:
     assert list(found) == list(tensors)
     assert len({t.size for t in tensors.values()}) == 7
     np.testing.assert_array_equal(np.concatenate(list(found.values())), values)
+
+
+def test_nothing_is_timed_while_threads_of_somebody_before_still_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = [0.0, 0.02, 0.02, 0.03, 0.03, 0.0301]  # before and after each sleep: two cores at work, one, none
+    events: list[str] = []
+    monkeypatch.setattr(_timing.time, "process_time", lambda: used.pop(0))
+    monkeypatch.setattr(_timing.time, "sleep", lambda _: events.append("slept"))
+    contestant = Contestant(
+        "", lambda: events.append("ran"), None, 0, 0, lambda _: 0, prepare=lambda: events.append("")
+    )
+    Race([replace(contestant, expected=0)]).turn()
+    assert events == ["", "ran", "", "slept", "slept", "slept", "ran"]
+    assert not used
+
+
+def test_patience_with_spinning_threads_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(_timing.time, "process_time", lambda: next(clock))
+    monkeypatch.setattr(_timing, "PATIENCE_S", 0.05)
+    _timing.settle()
+    assert next(clock) > 2
