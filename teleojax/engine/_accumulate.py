@@ -3,7 +3,7 @@
 Which one a tensor gets depends on its type and size alone, so any split of the work gives the same numbers:
 up to EXACT_SIZE values are kept whole; 8- and 16-bit types are counted pattern by pattern, and everything follows from
 the counts; larger float32 tensors sum rows in the fast kernel beside coarse counts; larger float64 ones go with care.
-Without histograms, 8- and 16-bit floats sum rows too, since that is faster than counting.
+Without histograms, 8- and 16-bit floats sum rows too; of 16 bits that is faster than counting.
 
 Whole rows are counted on the device where `n_bits` is not 0 (`add_counts` of the leading bits); whatever else the
 tensor holds comes as bit patterns (`add_values`). An accumulator that has `partials` gets, besides, the moments of all

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -174,11 +174,9 @@ def test_nothing_is_timed_while_threads_of_somebody_before_still_spin(monkeypatc
     events: list[str] = []
     monkeypatch.setattr(_timing.time, "process_time", lambda: used.pop(0))
     monkeypatch.setattr(_timing.time, "sleep", lambda _: events.append("slept"))
-    contestant = Contestant(
-        "", lambda: events.append("ran"), None, 0, 0, lambda _: 0, prepare=lambda: events.append("")
-    )
-    Race([replace(contestant, expected=0)]).turn()
-    assert events == ["", "ran", "", "slept", "slept", "slept", "ran"]
+    made = partial(Contestant, "", expected=0, n_values=0, n_bytes=0, answer=lambda _: 0)
+    Race([made(lambda: events.append("ran"), prepare=lambda: events.append("prepared"))]).turn()
+    assert events == ["prepared", "ran", "prepared", "slept", "slept", "slept", "ran"]
     assert not used
 
 
