@@ -133,9 +133,9 @@ def measure(
 
     `target` is a path, a list of paths, "-" (a safetensors stream on standard input), any pytree of NumPy or JAX
     arrays, or a Source. Arrays sharded over devices are measured where they lie, replicas once. `include` and `exclude`
-    are regular expressions searched for in tensor names. Without `histogram` only the LogMoments are taken, of
-    float32 in less than half the time, and TensorStats.histogram is None. `budget_bytes` bounds the memory held for reading; the numbers do not
-    depend on it. `progress(done, total)` is called with bytes.
+    are regular expressions searched for in tensor names. Without `histogram` only the LogMoments are taken, of float32
+    in less than half the time, and TensorStats.histogram is None. `budget_bytes` bounds the memory held for reading;
+    the numbers do not depend on it. `progress(done, total)` is called with bytes.
 
     With `groups` = G ≥ 2 every tensor of at least 2G values is measured as G contiguous stretches of nearly equal
     length, in storage order: `TensorStats.groups`, which `TensorStats.without` leaves out one at a time. The tensor's
