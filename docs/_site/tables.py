@@ -16,10 +16,10 @@ Record = dict[str, Any]
 
 @cache
 def runs() -> list[dict[str, Any]]:
-    """The runs that are kept, oldest first, each with the name of its `file`."""
+    """The runs that are kept, newest first, each with the name of its `file`."""
     found = [p for p in RESULTS.glob("*.json") if not p.name.startswith("raw") and not p.stem.endswith("-quick")]
     content = [{"file": p.name, **json.loads(p.read_text(encoding="utf-8"))} for p in found]
-    return sorted(content, key=lambda run: run["environment"]["date"])
+    return sorted(content, key=lambda run: run["environment"]["date"], reverse=True)
 
 
 def machine_of(run: dict[str, Any]) -> str:
@@ -83,7 +83,7 @@ def duration(seconds: float) -> str:
 def all_runs(heading: str = "##") -> str:
     """Every run with all its benchmarks, each in a box that opens."""
     parts = []
-    for run in reversed(runs()):
+    for run in runs():
         parts += [
             f"{heading} {machine_of(run)}, {run['environment']['date'][:16].replace('T', ' ')}",
             "",

@@ -13,14 +13,18 @@ from teleojax.engine import Measured, dump_statistics
 def write_atomically(path: str | Path, content: str | bytes) -> None:
     """Write text, as UTF-8, or bytes to a temporary file beside `path`, flush it to disk, and rename it over `path`.
 
-    Raises UsageError when the place cannot be written; an earlier file there is then untouched.
+    A device or a pipe is written to as it is: renamed over, it would be gone. Raises UsageError when the place cannot
+    be written; an earlier file there is then untouched.
     """
-    path = Path(path)
+    path, data = Path(path), content.encode() if isinstance(content, str) else content
     try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as f:
-                f.write(content.encode() if isinstance(content, str) else content)
+                f.write(data)
                 f.flush()
                 os.fsync(f.fileno())
             mask = os.umask(0)

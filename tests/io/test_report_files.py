@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 import teleojax as tj
 from teleojax.cli import run
+from teleojax.report import write_atomically
 
 HOSTILE = "a\x1b[31m|<b>$x_{1}$\n\u2028“é”"
 
@@ -278,3 +281,15 @@ def test_without_the_package_the_extra_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(tj.MissingExtraError, match=rf"pip install 'teleojax\[{extra}\]'"):
         getattr(report, ask)()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_written_to_and_not_renamed_over(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as threads:
+        read = threads.submit(pipe.read_text)
+        write_atomically(pipe, "σ = 1\n")
+        assert read.result(timeout=60) == "σ = 1\n"
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
