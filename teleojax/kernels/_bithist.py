@@ -12,8 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.extend.core.primitives import scatter_p
 from jaxtyping import Bool, Int32, Shaped, UInt
+
+try:
+    from jax.extend.core.primitives import scatter_p
+except ImportError:  # a JAX that keeps it elsewhere
+    scatter_p = None
 
 FLOAT32_EXACT = 1 << 24  # ones that a float32 sum counts without loss
 GROUP_VALUES = 1 << 16  # counted at a time on a CPU: XLA would cut out twice as many in several threads
@@ -60,6 +64,8 @@ def one_more(
     indices = keys[:, None]
     into = lax.ScatterDimensionNumbers((), (0,), (0,))
     within = lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    if scatter_p is None:
+        return lax.scatter_add(counts, indices, ones, into, mode=within)
     add_one = jax.make_jaxpr(lambda count, _: count + 1)(np.int32(0), np.int32(0))
     try:
         return scatter_p.bind(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from teleojax.engine import _counting
-from teleojax.engine._compile import compiled_pattern_counts, compiled_row_sums
+from teleojax.engine._compile import compiled_pattern_counts, compiled_row_fits, compiled_row_sums
 from teleojax.kernels import (
     RowSums,
     _bithist,
@@ -94,6 +94,18 @@ def test_rows_the_kernel_cannot_do_are_marked(value: float) -> None:
     values[1, 4097] = value
     redo = row_moments(sums_of(values)).redo
     assert redo.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("columns", [256, 8192])
+def test_a_row_over_fifty_octaves_is_fitted_or_marked(columns: int) -> None:
+    values = np.tile(np.asarray([2.0**-120, -(2.0**55)], np.float32), (1, columns // 2))
+    fits = compiled_row_fits()(values.view(np.uint32), dtype="float32")
+    moments = row_moments(sums_of(values), columns)
+    for redo, kurtosis in (
+        (fits.redo[0], float(fits.excess_kurtosis[0])),
+        (moments.redo[0], moments.partials.total().excess_kurtosis),
+    ):
+        assert redo or kurtosis == pytest.approx(-2, abs=1e-4)  # of two values; the squares of w are in range
 
 
 def test_power_of_two_scaling_moves_the_pivot_and_no_other_bit() -> None:
@@ -202,12 +214,14 @@ def test_jobs_together_count_every_row_once(
     assert len(parts) == -(-(stop - first) // (8 if dtype is np.uint8 else 4))
 
 
-def test_a_jax_whose_scatter_takes_other_parameters_counts_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Changed:
-        def bind(self, *_: object, **__: object) -> None:
-            raise TypeError("bind() got an unexpected keyword argument 'update_consts'")
+class ChangedScatter:
+    def bind(self, *_: object, **__: object) -> None:
+        raise TypeError("bind() got an unexpected keyword argument 'update_consts'")
 
-    monkeypatch.setattr(_bithist, "scatter_p", Changed())
+
+@pytest.mark.parametrize("scatter", [None, ChangedScatter()], ids=["elsewhere", "changed"])
+def test_a_jax_whose_scatter_is_another_counts_the_same(scatter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_bithist, "scatter_p", scatter)
     keys = np.random.default_rng(2).integers(0, 1 << 16, 5000).astype(np.uint16)
     counts = jax.jit(lambda k, ones: pattern_counts_whole(k, ones))(keys, np.ones(5000, np.int32))  # traced anew
     np.testing.assert_array_equal(counts, np.bincount(keys, minlength=1 << 16))
