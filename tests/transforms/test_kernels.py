@@ -96,6 +96,14 @@ def test_rows_the_kernel_cannot_do_are_marked(value: float) -> None:
     assert redo.tolist() == [False, True, False]
 
 
+def test_negative_zeros_are_zeros_and_not_negative() -> None:
+    values = rows(1)
+    values[0, :100], values[0, 100:300] = -0.0, 0.0
+    moments = row_moments(sums_of(values)).partials
+    assert moments.n_zero[0] == 300
+    assert moments.n_negative[0] == np.count_nonzero(values < 0)
+
+
 @pytest.mark.parametrize("columns", [256, 8192])
 def test_a_row_over_fifty_octaves_is_fitted_or_marked(columns: int) -> None:
     values = np.tile(np.asarray([2.0**-120, -(2.0**55)], np.float32), (1, columns // 2))
